@@ -1,0 +1,1 @@
+"""LoRA finetuning inside live vLLM decode instances, within the decode latency objective."""

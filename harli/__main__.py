@@ -1,0 +1,5 @@
+"""``python -m harli`` is ``harli``."""
+
+from harli.cli import main
+
+main()

@@ -1,0 +1,96 @@
+"""Settings of a run, validated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Settings(BaseModel):
+    """Base: unknown keys are errors, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al., "LoRA", 2021)."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 8
+    alpha: PositiveFloat = 16.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: tuple[Name, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class FinetuneSettings(Settings):
+    """One finetuning job."""
+
+    data: Path | None = None
+    """JSONL file; without one, docstrings of Python's standard library."""
+    lora: LoraSettings = LoraSettings()
+    learning_rate: PositiveFloat = 2e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_updates: Annotated[int, Field(ge=0)] = 10
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    updates: PositiveInt | None = None
+    """Stop after this many; without it, train as long as the run lasts. Decay ends here."""
+    microbatch_tokens: Annotated[int, Field(ge=16, le=65536)] = 256
+    accumulation: PositiveInt = 1
+    """Micro-batches per update."""
+    checkpoint_every: PositiveInt = 50
+    """Updates between checkpoints."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _decay_needs_an_end(self) -> Self:
+        if self.schedule != "constant" and self.updates is None:
+            raise ValueError(f"a {self.schedule} schedule needs a number of updates to end at")
+        return self
+
+
+class EngineSettings(Settings):
+    """The decode instance."""
+
+    model: Name = "small"
+    """``tiny``, ``small``, a folder, or a Hugging Face name."""
+    role: Literal["decode", "mixed"] = "decode"
+    """``decode``: prompts' KV is already there. ``mixed``: prompts are computed here."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_model_len: PositiveInt = 2048
+    max_num_seqs: PositiveInt = 32
+    kv_cache_gib: PositiveFloat = 2.0
+    seed: int = 0
+
+
+class WorkloadSettings(Settings):
+    """The requests of a run."""
+
+    trace: Path | None = None
+    """A trace file; without one, generated requests."""
+    rate_scale: PositiveFloat = 1.0
+    requests_per_s: PositiveFloat = 1.0
+    """Mean rate of generated requests."""
+    duration_s: PositiveFloat = 60.0
+    """Requests that arrive later are left out."""
+    seed: int = 0
+
+
+class SloSettings(Settings):
+    """Decode's latency objective."""
+
+    itl_ms: PositiveFloat | None = None
+    tpot_ms: PositiveFloat | None = None
+
+
+class RunSettings(Settings):
+    """Everything that ``harli run`` needs."""
+
+    policy: Name
+    params: dict[str, bool | int | float | str] = {}
+    engine: EngineSettings = EngineSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    workload: WorkloadSettings = WorkloadSettings()
+    slo: SloSettings = SloSettings()

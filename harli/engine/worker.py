@@ -1,0 +1,84 @@
+"""The worker hook: applies the decision of a step, times the step, and takes our commands."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from typing import Any
+
+from vllm.platforms import current_platform
+
+from harli.compute import openmp
+from harli.compute.base import Partitioner
+from harli.compute.cores import usable_cores
+from harli.engine import cpu_linear
+from harli.engine.arrivals import ARRIVALS
+from harli.engine.control import Control
+from harli.engine.scheduler import DECISION
+from harli.runtime import session
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as BaseWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as BaseWorker
+
+PR_SET_PDEATHSIG = 1
+
+
+class HarliWorker(BaseWorker):  # type: ignore[misc]
+    """vLLM's worker, unchanged but for what it does around a step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if multiprocessing.parent_process() is not None:
+            os.setpgid(0, 0)  # a terminal's Ctrl-C is for the client, which still needs the engine to save
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # and no engine outlives its client
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        config = self.vllm_config.scheduler_config
+        if not current_platform.is_cpu():
+            super().load_model(*args, **kwargs)
+            return
+        openmp.set_team_size(len(usable_cores()))
+        with cpu_linear.patched_linears(config.max_num_batched_tokens) as linears:
+            super().load_model(*args, **kwargs)
+        cpu_linear.warm_up(linears, config.max_num_seqs)
+
+    def compile_or_warm_up_model(self) -> Any:
+        result = super().compile_or_warm_up_model()
+        self._session = session.Session(_partitioner(), ARRIVALS.pending)
+        session.install(self._session)
+        self._control = Control(self._session, self.get_model(), self.model_config)
+        return result
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        if scheduler_output.total_num_scheduled_tokens:
+            self._session.begin_step(getattr(scheduler_output, DECISION, None))
+        output = super().execute_model(scheduler_output)
+        if output is not None:
+            self._session.end_step()
+        return output
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        output = super().sample_tokens(grammar_output)
+        self._session.end_step()
+        return output
+
+    def shutdown(self) -> None:
+        if hasattr(self, "_session"):
+            self._session.close()
+        super().shutdown()
+
+    def harli(self, command: str, *args: Any) -> Any:
+        """Run one of ``Control``'s commands (through vLLM's ``collective_rpc``)."""
+        return getattr(self._control, command)(*args)
+
+
+def _partitioner() -> Partitioner:
+    if current_platform.is_cpu():
+        from harli.compute.cpu import CpuPartitioner
+
+        return CpuPartitioner()
+    raise NotImplementedError("SM partitions are not built yet; Harli runs on CPU")

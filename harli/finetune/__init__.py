@@ -1,0 +1,1 @@
+"""The LoRA job that runs beside decode: data, layer units, unit runner, checkpoints."""

@@ -1,0 +1,145 @@
+"""The finetuning thread: takes units from updates and runs each when the gate lets it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from pathlib import Path
+
+from harli.compute.base import Partitioner
+from harli.compute.gate import Gate
+from harli.finetune import checkpoint
+from harli.finetune.checkpoint import Job
+from harli.finetune.schedule import learning_rate
+from harli.finetune.units import Unit
+from harli.types import FinetuneState, UpdateRecord
+
+SMOOTHING = 0.2
+UPDATES_KEPT = 1 << 16
+ADAPTER = "adapter"
+CHECKPOINTS = "checkpoints"
+
+
+class Trainer(threading.Thread):
+    """Trains until it is asked to finish, its updates are done, or something fails.
+
+    Whatever fails stays in here: ``failure`` says what it was, and decode goes on.
+    """
+
+    def __init__(self, job: Job, gate: Gate, partitioner: Partitioner, folder: Path | None, done: int = 0) -> None:
+        """``folder`` gets checkpoints and the adapter. ``done``: updates before this run, when it goes on."""
+        super().__init__(name="harli-trainer", daemon=True)
+        self.gate = gate
+        self.state = FinetuneState(ready=True, microbatch_tokens=job.settings.microbatch_tokens)
+        self.updates: deque[UpdateRecord] = deque(maxlen=UPDATES_KEPT)
+        """Committed updates that nobody has taken yet."""
+        self.clock_zero = time.monotonic()
+        """What the times in ``updates`` count from."""
+        self.tokens_done = 0.0
+        """Training tokens of the units run so far, uncommitted ones included."""
+        self.failure = ""
+        """Why training stopped; what was learned until then is kept."""
+        self.save_failure = ""
+        """Why the last checkpoint or the adapter could not be written."""
+        self.saved = False
+        """The adapter is in its folder."""
+        self._job = job
+        self._partitioner = partitioner
+        self._folder = folder
+        self._done = done
+        self._checkpointed = done
+        self._expected_ms: defaultdict[tuple[str, int], float] = defaultdict(float)
+        self._finish = threading.Event()
+
+    def finish(self) -> None:
+        """Stop after the running unit and save checkpoint and adapter; the thread ends when that is done."""
+        self._finish.set()
+        self.gate.close()
+
+    def run(self) -> None:
+        settings = self._job.settings
+        try:
+            self._partitioner.adopt_finetune()
+            while settings.updates is None or self._done < settings.updates:
+                if not self._run_update():
+                    break
+                if self._done % settings.checkpoint_every == 0:
+                    self._save_checkpoint()
+        except BaseException as error:  # nothing that happens here may reach decode
+            self.failure = _line(error)
+        self.state.ready = False
+        self._save_checkpoint()
+        self._save_adapter()
+        self._finish.wait()  # stays, so that its end says that the job was told to end
+
+    def _run_update(self) -> bool:
+        """One update; False, and everything as before it, if the gate was closed before it could be committed."""
+        job = self._job
+        rate = learning_rate(job.settings, self._done)
+        position, passes = job.stream.state(), job.update.passes
+        batches = [next(job.stream) for _ in range(job.settings.accumulation)]
+        committed = False
+        try:
+            committed = self._run_units(job.update.units(batches, rate))
+        finally:
+            if not committed:
+                job.stream.restore(position)
+                job.update.passes = passes
+        if committed:
+            now = time.monotonic() - self.clock_zero
+            tokens = sum(batch.tokens for batch in batches)
+            self.updates.append(UpdateRecord(self._done, now, job.update.loss, tokens, rate))
+            self._done += 1
+        return committed
+
+    def _run_units(self, units: Iterable[Unit]) -> bool:
+        for unit in units:
+            granted = self.gate.enter(self._expected_ms[unit.kind, self._partitioner.units])
+            if not granted and unit.kind != "optimizer":  # half a pass can be dropped, half an optimizer step cannot
+                return False
+            try:
+                self._run_unit(unit, granted or 1)
+            finally:
+                self.gate.leave()
+        return True
+
+    def _run_unit(self, unit: Unit, units: int) -> None:
+        self._partitioner.set_finetune(units)
+        began = time.monotonic()
+        unit.run()
+        took_ms = (time.monotonic() - began) * 1e3
+        key = (unit.kind, units)
+        expected = self._expected_ms[key]
+        self._expected_ms[key] = expected + SMOOTHING * (took_ms - expected) if expected else took_ms
+        self.tokens_done += unit.tokens
+        if units == self._partitioner.units:
+            self.state.unit_ms += SMOOTHING * (took_ms - self.state.unit_ms)
+
+    def _save_checkpoint(self) -> None:
+        if self._folder is None or self._checkpointed == self._done:
+            return
+        try:
+            checkpoint.save(self._job, self._folder / CHECKPOINTS, self._done)
+            self._checkpointed = self._done
+            self.save_failure = ""
+        except Exception as error:  # training goes on; the next checkpoint may fit
+            self.save_failure = f"checkpoint not saved: {_line(error)}"
+
+    def _save_adapter(self) -> None:
+        """Whatever ended training, what has been learned until then is worth keeping."""
+        if self._folder is None or not self._done:
+            return
+        try:
+            model = self._job.model
+            checkpoint.write_folder(
+                self._folder / ADAPTER, lambda partial: checkpoint.save_adapter_files(model, partial)
+            )
+            self.saved = True
+        except Exception as error:
+            self.save_failure = f"adapter not saved: {_line(error)}"
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

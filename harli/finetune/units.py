@@ -1,0 +1,140 @@
+"""A LoRA update cut into units short enough to run between and beside decode steps.
+
+A micro-batch is: embed; every layer forward without gradients, keeping its input; loss; every layer
+backward, recomputed from its input. An update is its micro-batches, then the optimizer, layer by
+layer. Gradients equal those of a plain pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harli.finetune.model import CounterDropout
+from harli.finetune.packing import MicroBatch, attention_mask
+
+
+class Unit(NamedTuple):
+    """One gated piece of work; ``kind`` groups units that take about the same time."""
+
+    kind: str
+    run: Callable[[], None]
+    tokens: float
+    """Training tokens that this unit stands for; a micro-batch's add up to its unpadded tokens."""
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss became NaN or infinite; the update it belongs to is not applied."""
+
+
+class LayerwiseUpdate:
+    """Runs updates of one model; a trainer takes its units one by one."""
+
+    def __init__(self, model: Any, *, learning_rate: float, weight_decay: float, seed: int) -> None:
+        """``model``: a PeftModel over a decoder-only transformer with ``embed_tokens``, ``layers`` and ``norm``."""
+        self._causal_lm = model.get_base_model()
+        decoder = self._causal_lm.model
+        self._embed, self._norm, self._rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
+        self._layers: list[nn.Module] = list(decoder.layers)
+        self._dropouts = [module for module in model.modules() if isinstance(module, CounterDropout)]
+        self._seed = seed
+        self.passes = 0
+        """Micro-batches begun; dropout's masks follow from it."""
+        per_layer = [[p for p in layer.parameters() if p.requires_grad] for layer in self._layers]
+        self.optimizers = [
+            torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+            for parameters in per_layer
+            if parameters
+        ]
+        self.loss = math.nan
+
+    @property
+    def layers(self) -> int:
+        return len(self._layers)
+
+    def units(self, batches: Sequence[MicroBatch], learning_rate: float) -> Iterator[Unit]:
+        """The units of one update over ``batches``; ``loss`` holds the mean loss per target once they have run."""
+        self.loss = 0.0
+        targets = sum(batch.targets for batch in batches)
+        for batch in batches:
+            yield from self._pass_units(batch, targets)
+        for optimizer in self.optimizers:
+            yield Unit("optimizer", partial(_step, optimizer, learning_rate), 0.0)
+
+    def _pass_units(self, batch: MicroBatch, targets: int) -> Iterator[Unit]:
+        share = batch.tokens / (2 * self.layers + 2)
+        passing = _Pass(self, batch, targets)
+        yield Unit("embed", passing.embed, share)
+        for index in range(self.layers):
+            yield Unit("forward", partial(passing.forward, index), share)
+        yield Unit("loss", passing.head, share)
+        for index in reversed(range(self.layers)):
+            yield Unit("backward", partial(passing.backward, index), share)
+
+
+class _Pass:
+    """One micro-batch on its way through the model."""
+
+    def __init__(self, update: LayerwiseUpdate, batch: MicroBatch, targets: int) -> None:
+        self._update = update
+        self._batch = batch
+        self._targets = targets
+        self._inputs: list[Tensor] = []
+        self._hidden = self._gradient = torch.empty(0)
+        self._kwargs: dict[str, Any] = {}
+
+    def embed(self) -> None:
+        update, batch = self._update, self._batch
+        update.passes += 1
+        for dropout in update._dropouts:
+            dropout.draw = (update._seed, update.passes)
+        with torch.no_grad():
+            self._hidden = update._embed(batch.input_ids)
+            self._kwargs = {
+                "attention_mask": attention_mask(batch),
+                "position_embeddings": update._rotary(self._hidden, batch.position_ids),
+            }
+
+    def forward(self, index: int) -> None:
+        self._inputs.append(self._hidden)
+        with torch.no_grad():
+            self._hidden = self._update._layers[index](self._hidden, **self._kwargs)
+
+    def head(self) -> None:
+        """Loss of the micro-batch and its gradient with respect to the last layer's output."""
+        update = self._update
+        hidden = self._hidden.detach().requires_grad_()
+        with torch.enable_grad():
+            labels = self._batch.labels[0]
+            targets = (labels >= 0).nonzero()[:, 0]
+            logits = update._causal_lm.lm_head(update._norm(hidden)[0, targets])
+            loss = functional.cross_entropy(logits.float(), labels[targets], reduction="sum") / self._targets
+            loss.backward()  # type: ignore[no-untyped-call]
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFiniteLoss(f"the loss became {value}")
+        update.loss += value
+        assert hidden.grad is not None
+        self._gradient = hidden.grad
+
+    def backward(self, index: int) -> None:
+        hidden = self._inputs.pop().requires_grad_(index > 0)
+        with torch.enable_grad():
+            output = self._update._layers[index](hidden, **self._kwargs)
+            output.backward(self._gradient)
+        if index:
+            assert hidden.grad is not None
+            self._gradient = hidden.grad
+
+
+def _step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad()

@@ -1,0 +1,106 @@
+"""Writing a record folder, so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from harli.records.schema import REQUESTS, RUN_FILE, SETTINGS_FILE, STEPS, UPDATES, RunInfo, TableSpec
+from harli.types import HarliError, RequestRecord, StepRecord, UpdateRecord
+
+
+class RecordWriter:
+    """Collects a run's rows in memory and writes them, with ``run.json``, as often as asked.
+
+    For one thread. The folder can be read from the beginning on: it then says that the run is running.
+    """
+
+    def __init__(self, folder: Path, info: RunInfo) -> None:
+        """Creates ``folder``. Raises HarliError when it is not empty or cannot be written."""
+        self.folder = folder
+        self._steps = _Rows(STEPS)
+        self._requests = _Rows(REQUESTS)
+        self._updates = _Rows(UPDATES)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            occupied = any(folder.iterdir())
+        except OSError as error:
+            raise HarliError(f"cannot create the record folder {folder}: {error.strerror}; choose another") from error
+        if occupied:
+            raise HarliError(f"the record folder {folder} is not empty; choose another, or remove it")
+        self.write(info.model_copy(update={"status": "running"}))
+
+    def add_steps(self, rows: Iterable[StepRecord]) -> None:
+        self._steps.pending.extend(rows)
+
+    def add_requests(self, rows: Iterable[RequestRecord]) -> None:
+        self._requests.pending.extend(rows)
+
+    def add_updates(self, rows: Iterable[UpdateRecord]) -> None:
+        self._updates.pending.extend(rows)
+
+    @property
+    def steps(self) -> pa.Table:
+        """All steps so far."""
+        return self._steps.collect()
+
+    @property
+    def requests(self) -> pa.Table:
+        """All requests so far."""
+        return self._requests.collect()
+
+    @property
+    def updates(self) -> pa.Table:
+        """All finetuning updates so far."""
+        return self._updates.collect()
+
+    def write(self, info: RunInfo) -> None:
+        """Write all rows so far, then ``info``; each file replaces the one before at once.
+
+        ``run.json`` comes last, so that what it says of a finished run holds for the tables too.
+        Raises HarliError when the disk refuses; the files from before stay.
+        """
+        for rows in (self._steps, self._requests, self._updates):
+            with _replacing(self.folder / rows.spec.file) as path:
+                pq.write_table(rows.collect(), path, compression="zstd")
+        with _replacing(self.folder / SETTINGS_FILE) as path:
+            path.write_text(yaml.safe_dump(info.settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        with _replacing(self.folder / RUN_FILE) as path:
+            path.write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+class _Rows:
+    """The rows of one table, kept as arrow once collected: a long run's rows would be large as objects."""
+
+    def __init__(self, spec: TableSpec) -> None:
+        self.spec = spec
+        self.pending: list[tuple[Any, ...]] = []
+        self._table = spec.table([])
+
+    def collect(self) -> pa.Table:
+        if self.pending:
+            self._table = pa.concat_tables([self._table, self.spec.table(self.pending)])
+            self.pending = []
+        return self._table
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling of ``path`` that takes its place when the block ends well."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise HarliError(f"cannot write {path}: {reason}; make room, or choose another record folder") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,188 @@
+"""One policy over one workload on a running engine, from the first request to the record on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from harli.engine.launch import command
+from harli.finetune.trainer import ADAPTER
+from harli.live import LiveNumbers, Progress
+from harli.records.schema import FinetuneInfo, RunInfo
+from harli.records.summary import summarise
+from harli.records.writer import RecordWriter
+from harli.types import StepRecord, UpdateRecord
+from harli.workload.base import Workload
+from harli.workload.client import OpenLoopClient
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from harli.config import RunSettings
+
+Status = Literal["finished", "interrupted", "failed"]
+POLL_S = 1.0
+SAVE_TIMEOUT_S = 60.0
+
+
+class EngineDiedError(Exception):
+    """The engine process died; the run can be carried on with another."""
+
+
+class PolicyRun:
+    """Runs once. ``execute`` begins it; ``carry_on`` ends it on a second engine if the first one dies."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        workload: Workload,
+        writer: RecordWriter,
+        info: RunInfo,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        """``info``: what is known before the run; this object fills in the rest."""
+        self.info = info
+        self._settings = settings
+        self._workload = workload
+        self._writer = writer
+        self._on_progress = on_progress
+        self._clock_zero: float | None = None
+        self._client: OpenLoopClient
+        self._serving: asyncio.Task[None] | None = None
+        self._live = LiveNumbers(info.slo)
+        self._finetune = FinetuneInfo(state="off")
+
+    async def execute(self, engine: AsyncLLM, folder: Path, resume: Path | None) -> RunInfo:
+        """Serve the workload with finetuning beside it, then save the adapter and write the record.
+
+        Checkpoints and the adapter go into ``folder``; ``resume`` is a checkpoint to go on from.
+        Cancelling aborts what is in flight and saves what was learned. Whatever is raised, the caller
+        ends the run with ``end``, or with ``carry_on`` after an EngineDiedError.
+        """
+        self._engine = engine
+        vocabulary, seed = engine.model_config.get_vocab_size(), self._settings.workload.seed
+        self._client = OpenLoopClient(engine, self._workload, vocab_size=vocabulary, seed=seed)
+        await self._start_finetuning(folder.resolve(), resume)
+        await self._begin()
+        self._serving = asyncio.create_task(self._client.run(self._clock_zero))
+        return await self._to_the_end()
+
+    async def carry_on(self, engine: AsyncLLM, reason: str) -> RunInfo:
+        """Serve what is left on another engine, without finetuning; ``reason`` says why. Raises EngineDiedError."""
+        self._engine = engine
+        self._finetune = self._finetune.model_copy(update={"state": "failed", "reason": reason})
+        await self._begin()
+        self._client.use(engine)
+        return await self._to_the_end()
+
+    def end(self, status: Status, reason: str) -> None:
+        """Write the record of a run that cannot go on, with what there is of it."""
+        if self._serving is not None:
+            self._serving.cancel()
+        if self._finetune.state == "running":
+            self._finetune = self._finetune.model_copy(update={"state": "failed", "reason": reason})
+        if self.info.status == "running":
+            self._write(status)
+
+    async def _begin(self) -> None:
+        settings = self._settings
+        arguments = (settings.policy, settings.params, settings.slo.model_dump(), settings.workload.seed)
+        begun = await command(self._engine, "begin", *arguments, self._clock_zero)
+        self._clock_zero = begun["clock_zero"]
+        self.info = self.info.model_copy(update={"menu": begun["menu"]})
+
+    async def _to_the_end(self) -> RunInfo:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            try:
+                await self._serve()
+            finally:
+                if not self._engine.errored:
+                    await self._finish()
+        except EngineDeadError as error:
+            self._client.pause()
+            raise EngineDiedError from error
+        self._write("finished")
+        return self.info
+
+    async def _start_finetuning(self, folder: Path, resume: Path | None) -> None:
+        settings, checkpoint = self._settings.finetune.model_dump_json(), str(resume) if resume else None
+        started = await command(self._engine, "finetune", settings, str(folder), checkpoint)
+        self._finetune = FinetuneInfo(
+            state="running", shared_bytes=started["shared_bytes"], base_bytes=started["base_bytes"]
+        )
+
+    async def _serve(self) -> None:
+        """Poll until the last request has ended and the duration is over."""
+        end = self._zero + self._settings.workload.duration_s
+        serving = self._serving
+        assert serving is not None
+        try:
+            while not serving.done() or time.monotonic() < end:
+                left = end - time.monotonic()
+                if serving.done():
+                    await asyncio.sleep(min(POLL_S, left))
+                else:
+                    await asyncio.wait({serving}, timeout=POLL_S)
+                await self._poll()
+            serving.result()
+        except asyncio.CancelledError:
+            serving.cancel()
+            await asyncio.wait({serving})
+            raise
+
+    @property
+    def _zero(self) -> float:
+        assert self._clock_zero is not None
+        return self._clock_zero
+
+    async def _poll(self) -> None:
+        status = await command(self._engine, "status")
+        await self._drain()
+        notice = self._finetune.reason or status["policy_failure"] or status["finetune_failure"]
+        elapsed_s = time.monotonic() - self._zero
+        self._on_progress(self._live.progress(elapsed_s, self._client.counts.running, notice))
+
+    async def _drain(self) -> None:
+        rows = await command(self._engine, "drain")
+        steps = [StepRecord(*row) for row in rows["steps"]]
+        updates = [UpdateRecord(*row) for row in rows["updates"]]
+        self._writer.add_steps(steps)
+        self._writer.add_updates(updates)
+        self._live.add(steps, updates, self._client.records)
+
+    async def _finish(self) -> None:
+        """Stop finetuning, wait until it is saved, and note how it went."""
+        duration_s = time.monotonic() - self._zero
+        await self._drain()
+        self.info = self.info.model_copy(update={"duration_s": duration_s})
+        if self._finetune.state != "running":
+            return
+        await command(self._engine, "finish")
+        deadline = time.monotonic() + SAVE_TIMEOUT_S
+        status = await command(self._engine, "status")
+        while not status["ended"] and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+            status = await command(self._engine, "status")
+        failure = status["policy_failure"] or status["finetune_failure"]
+        self._finetune = self._finetune.model_copy(
+            update={
+                "state": "failed" if failure else "finished",
+                "reason": failure,
+                "adapter": ADAPTER if status["saved"] else None,
+            }
+        )
+
+    def _write(self, status: Status) -> None:
+        writer = self._writer
+        if self._serving is not None:
+            writer.add_requests(self._client.records)
+        summary = summarise(
+            writer.steps, writer.requests, writer.updates, slo=self.info.slo, duration_s=self.info.duration_s
+        )
+        self.info = self.info.model_copy(update={"status": status, "finetune": self._finetune, "summary": summary})
+        writer.write(self.info)

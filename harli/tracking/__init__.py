@@ -1,0 +1,1 @@
+"""MLflow: where it lives, and publishing records to it."""

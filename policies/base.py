@@ -1,0 +1,62 @@
+"""The contract of a scheduling policy.
+
+A policy sees decode and finetuning at the start of a decode step and answers with a ``Decision``.
+The same object is called by the runtime and by the simulator, so it must not read clocks, files or
+global state: the time is in ``decode.time_s``. Its parameters are the keyword-only arguments of its
+constructor; names, types and defaults are taken from there, and the first line of its docstring is
+what ``harli policies`` prints::
+
+    from harli.types import DecodeState, Decision, FinetuneState
+    from policies.base import Policy, PolicyContext
+
+    class Half(Policy):
+        "The middle split while the batch is small, decode alone otherwise."
+
+        def __init__(self, context: PolicyContext, *, limit: int = 8) -> None:
+            super().__init__(context)
+            splits = context.menu.splits
+            self.open = Decision(splits[len(splits) // 2])
+            self.closed = Decision(context.menu.decode_alone)
+            self.limit = limit
+
+        def decide(self, decode: DecodeState, finetune: FinetuneState) -> Decision:
+            return self.open if finetune.ready and decode.batch <= self.limit else self.closed
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo, StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyContext:
+    """What a policy is given once, when a run begins."""
+
+    menu: Menu
+    slo: Slo
+    seed: int = 0
+
+
+class Policy(ABC):
+    """Base class of all policies."""
+
+    def __init__(self, context: PolicyContext) -> None:
+        self.context = context
+
+    @abstractmethod
+    def decide(self, decode: DecodeState, finetune: FinetuneState) -> Decision:
+        """The share, and the exclusive window, of the step that begins now.
+
+        Called at every decode step, on the engine's thread: no I/O, a few microseconds. Both states
+        are updated in place from step to step, so copy what you keep.
+        """
+
+    def idle(self, finetune: FinetuneState) -> Share:
+        """The share while decode has no request at all; by default finetuning has the whole device."""
+        return self.context.menu.finetune_alone
+
+    def observe(self, step: StepRecord) -> None:  # noqa: B027
+        """The step that just ended, as it happened. Same rules as ``decide``."""

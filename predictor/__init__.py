@@ -1,0 +1,1 @@
+"""Latency predictors that policies load; none is built yet."""

@@ -1,0 +1,1 @@
+"""Profiling of decode under varying batch and interference; not built yet."""

@@ -1,0 +1,107 @@
+"""The finetuning thread: what it saves, what stops it, and what does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harli.compute.cpu import CpuPartitioner
+from harli.compute.gate import Gate
+from harli.finetune import checkpoint
+from harli.finetune.trainer import Trainer
+from tests.finetune.builders import make_job
+
+PATIENCE_S = 60.0
+
+
+def start(tmp_path: Path, **settings: Any) -> Trainer:
+    gate = Gate(1)
+    trainer = Trainer(make_job(tmp_path / "data.jsonl", **settings), gate, CpuPartitioner((0,)), tmp_path)
+    trainer.start()
+    gate.allow(1)
+    return trainer
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "never happened"
+        time.sleep(0.005)
+
+
+def end(trainer: Trainer) -> None:
+    trainer.finish()
+    trainer.join(PATIENCE_S)
+    assert not trainer.is_alive()
+
+
+def test_it_saves_when_its_updates_are_done_and_waits_to_be_told(tmp_path: Path) -> None:
+    trainer = start(tmp_path, updates=5, checkpoint_every=2)
+    wait_until(lambda: trainer.saved)
+    assert not trainer.state.ready
+    assert trainer.is_alive()
+    assert [update.update for update in trainer.updates] == list(range(5))
+    end(trainer)
+    assert (trainer.failure, trainer.save_failure) == ("", "")
+    names = [path.name for path in checkpoint.complete(tmp_path / "checkpoints")]
+    assert names == ["update-000004", "update-000005"]
+    assert (tmp_path / "adapter" / checkpoint.WEIGHTS).is_file()
+
+
+def test_finishing_in_the_middle_keeps_the_committed_updates(tmp_path: Path) -> None:
+    trainer = start(tmp_path)
+    wait_until(lambda: len(trainer.updates) >= 3)
+    end(trainer)
+    committed = len(trainer.updates)
+    newest = checkpoint.latest(tmp_path)
+    assert newest.name == f"update-{committed:06d}"
+    again = make_job(tmp_path / "data.jsonl")
+    assert checkpoint.restore(again, newest) == committed
+    assert again.update.passes == committed  # nothing of the update that was dropped
+
+
+def test_a_full_disk_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file, full = checkpoint.save_file, True
+
+    def save(*args: Any) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        save_file(*args)
+
+    monkeypatch.setattr(checkpoint, "save_file", save)
+    trainer = start(tmp_path, checkpoint_every=1)
+    wait_until(lambda: len(trainer.updates) >= 3)
+    assert "No space left on device" in trainer.save_failure
+    assert trainer.state.ready
+    assert checkpoint.complete(tmp_path / "checkpoints") == []
+    full = False
+    wait_until(lambda: not trainer.save_failure)
+    end(trainer)
+    assert checkpoint.complete(tmp_path / "checkpoints")
+    assert not trainer.failure
+
+
+def test_an_exception_in_a_unit_keeps_what_was_learned_before(tmp_path: Path) -> None:
+    trainer = start(tmp_path)
+    wait_until(lambda: len(trainer.updates) >= 2)
+    trainer._job.update._layers[1].forward = None
+    wait_until(lambda: bool(trainer.failure))
+    wait_until(lambda: trainer.saved)
+    assert trainer.failure.startswith("TypeError")
+    committed = len(trainer.updates)
+    end(trainer)
+    assert checkpoint.latest(tmp_path).name == f"update-{committed:06d}"
+
+
+def test_nothing_is_saved_before_the_first_update(tmp_path: Path) -> None:
+    gate = Gate(1)
+    trainer = Trainer(make_job(tmp_path / "data.jsonl"), gate, CpuPartitioner((0,)), tmp_path)
+    trainer.start()
+    end(trainer)
+    assert not trainer.saved
+    assert not (tmp_path / "adapter").exists()
+    assert not (tmp_path / "checkpoints").exists()
