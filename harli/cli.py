@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harli.commands import doctor, policies, records, run
+from harli.commands import doctor, policies, profile, records, run
 from harli.commands.interrupt import INTERRUPTED
 from harli.types import HarliError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 app.command("run")(run.run)
+app.command("profile")(profile.profile)
 app.command("runs")(records.runs)
 app.command("show")(records.show)
 app.command("publish")(records.publish)

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 Name = Annotated[str, Field(min_length=1)]
 
 
+CHAMPION = "models:/harli-decode-latency@champion"
+
+
 class Settings(BaseModel):
     """Base: unknown keys are errors, values cannot be changed."""
 
@@ -90,6 +93,10 @@ class RunSettings(Settings):
 
     policy: Name
     params: dict[str, bool | int | float | str] = {}
+    predictor: Name = CHAMPION
+    """A folder, or a version in MLflow's registry."""
+    force_predictor: bool = False
+    """Use it although it was trained for another model, device or menu."""
     engine: EngineSettings = EngineSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     workload: WorkloadSettings = WorkloadSettings()

@@ -17,6 +17,7 @@ from harli.engine.log import warnings
 from harli.finetune import checkpoint
 from harli.finetune.builtin import write_builtin_dataset
 from harli.finetune.dataset import read_samples
+from harli.forecasting import choose
 from harli.live import Progress
 from harli.records.schema import FinetuneInfo, RunInfo
 from harli.records.writer import RecordWriter
@@ -25,8 +26,6 @@ from harli.types import HarliError, Slo
 from harli.workload.base import Workload, fit
 from harli.workload.generate import generate
 from harli.workload.trace import read_trace
-from policies.base import PolicyContext
-from policies.registry import make_policy
 
 ENGINE_LOG = "engine.log"
 DIED = "the engine process died; decode was restarted without finetuning"
@@ -50,7 +49,7 @@ class Experiment:
         crashes.check(self.job)
         self.resume = checkpoint.latest(resume).resolve() if resume else None
         self.slo = Slo(settings.slo.itl_ms, settings.slo.tpot_ms)
-        make_policy(settings.policy, settings.params, PolicyContext(device.menu(), self.slo))
+        self.predictor = choose(settings, self.slo)
         arguments = engine_arguments(settings.engine)
         self.workload = _workload(settings, arguments["max_model_len"])
         self.settings = settings
@@ -77,7 +76,7 @@ class Experiment:
                 checkpoint.check(self.resume, settings.finetune, self._model)
             info = self._info()
             writer = RecordWriter(folder, info)
-            run = PolicyRun(settings, self.workload, writer, info, on_progress)
+            run = PolicyRun(settings, self.workload, writer, info, on_progress, self.predictor.folder)
             try:
                 return await self._supervise(run, settings, folder, on_start)
             except BaseException as error:
@@ -118,6 +117,7 @@ class Experiment:
             started_at=datetime.now(UTC).isoformat(),
             status="running",
             finetune=FinetuneInfo(state="off"),
+            predictor=self.predictor.info,
         )
 
 

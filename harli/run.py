@@ -42,13 +42,15 @@ class PolicyRun:
         writer: RecordWriter,
         info: RunInfo,
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        predictor: Path | None = None,
     ) -> None:
-        """``info``: what is known before the run; this object fills in the rest."""
+        """``info``: what is known before the run; this object fills in the rest. ``predictor``: its folder."""
         self.info = info
         self._settings = settings
         self._workload = workload
         self._writer = writer
         self._on_progress = on_progress
+        self._predictor = str(predictor) if predictor else None
         self._clock_zero: float | None = None
         self._client: OpenLoopClient
         self._serving: asyncio.Task[None] | None = None
@@ -90,7 +92,7 @@ class PolicyRun:
     async def _begin(self) -> None:
         settings = self._settings
         arguments = (settings.policy, settings.params, settings.slo.model_dump(), settings.workload.seed)
-        begun = await command(self._engine, "begin", *arguments, self._clock_zero)
+        begun = await command(self._engine, "begin", *arguments, self._clock_zero, self._predictor)
         self._clock_zero = begun["clock_zero"]
         self.info = self.info.model_copy(update={"menu": begun["menu"]})
 
@@ -160,6 +162,10 @@ class PolicyRun:
         duration_s = time.monotonic() - self._zero
         await self._drain()
         self.info = self.info.model_copy(update={"duration_s": duration_s})
+        if self.info.predictor is not None:
+            correction = (await command(self._engine, "status"))["predictor"]
+            predictor = self.info.predictor.model_copy(update={"correction": correction})
+            self.info = self.info.model_copy(update={"predictor": predictor})
         if self._finetune.state != "running":
             return
         await command(self._engine, "finish")

@@ -7,6 +7,7 @@ where a name ends in ``_ms`` and seconds where it ends in ``_s``; ``time_s`` is 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,6 +50,8 @@ class FinetuneState:
     """Layers whose activations are kept rather than recomputed."""
     unit_ms: float = 0.0
     """Recent mean time of a unit on the whole device."""
+    held_units: int = 0
+    """Compute units of the unit that runs: decode cannot have them in the step that begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,11 @@ class Menu:
         if len(self.shares) < 2 or order != sorted(set(order)) or self.shares[0].finetune or self.shares[-1].decode:
             raise ValueError(f"not a menu: {', '.join(map(str, self.shares))}")
 
+    @classmethod
+    def parse(cls, names: Iterable[str]) -> Menu:
+        """The menu of shares called ``names``, such as "3/1". Raises ValueError when they make no menu."""
+        return cls(tuple(Share(*map(int, name.split("/", 1))) for name in names))
+
     @property
     def decode_alone(self) -> Share:
         return self.shares[0]
@@ -109,6 +117,32 @@ class Decision:
 
     share: Share
     exclusive_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class UnitTime:
+    """How long one kind of unit takes on ``units`` compute units with nothing beside it."""
+
+    kind: str
+    units: int
+    microbatch_tokens: int
+    kept_layers: int
+    per_pass: float
+    """Units of this kind in one micro-batch; the optimizer's are spread over the micro-batches of an update."""
+    mean_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What co-location costs beyond the lengths of steps and windows, as a profile measured it."""
+
+    switch_ms: float = 0.0
+    """A step with a larger decode part than the step before takes this much longer (a unit may still run)."""
+    window_overhead_ms: float = 0.0
+    """A window of ``w`` makes the gap ``w + window_overhead_ms`` longer."""
+    window_dead_ms: float = 0.0
+    """A window of ``w`` yields ``max(0, w - window_dead_ms)`` of finetuning alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +187,9 @@ class StepRecord(NamedTuple):
     kv_blocks_total: int
     kv_blocks_lent: int
     slack_ms: float
+    microbatch_tokens: int
+    kept_layers: int
+    """Finetuning's shape, as in FinetuneState."""
     wanted_finetune: int
     """Compute units that the policy's share gives to finetuning."""
     decode_units: int
@@ -171,6 +208,9 @@ class StepRecord(NamedTuple):
     bound_ms: float
     finetune_tokens: float
     """Training tokens done since the step before, a micro-batch's tokens spread evenly over its units."""
+    decode_cpu_ms: float
+    """CPU time that each side's threads had since the step before; NaN where it cannot be read."""
+    finetune_cpu_ms: float
     decide_cpu_us: float
     """Thread CPU time and wall time of state, prediction and policy together."""
     decide_wall_us: float
@@ -189,6 +229,24 @@ class UpdateRecord(NamedTuple):
     tokens: int
     """Unpadded tokens of its micro-batches."""
     learning_rate: float
+
+
+class UnitRecord(NamedTuple):
+    """One unit of finetuning as it ran: a row of a profile's ``units.parquet``."""
+
+    time_s: float
+    """When it began, in seconds since the run began."""
+    kind: str
+    """``embed``, ``forward``, ``loss``, ``backward`` or ``optimizer``."""
+    units: int
+    """Compute units it ran on."""
+    beside_decode: bool
+    """Decode had requests when it began."""
+    microbatch_tokens: int
+    kept_layers: int
+    duration_ms: float
+    tokens: float
+    """Training tokens that it stands for."""
 
 
 class RequestRecord(NamedTuple):

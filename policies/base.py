@@ -28,7 +28,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo, StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, HarliError, Menu, Share, Slo, StepRecord
+from predictor.base import Predictor
+
+
+class NoPredictorError(HarliError):
+    """A policy cannot do without a predictor, and there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,16 @@ class PolicyContext:
     menu: Menu
     slo: Slo
     seed: int = 0
+    predictor: Predictor | None = None
+    """Latency, bound and finetune rate at every share; None where the run has no predictor."""
+    max_batch: int = 256
+    """Most requests in a step: ``max_num_seqs`` of the engine."""
+
+    def need_predictor(self) -> Predictor:
+        """The predictor. Raises NoPredictorError when there is none."""
+        if self.predictor is None:
+            raise NoPredictorError("this policy needs a predictor: run `harli profile`, then `harli train-predictor`")
+        return self.predictor
 
 
 class Policy(ABC):

@@ -26,6 +26,8 @@ ENGINE, FINETUNE, LORA, WORKLOAD = EngineSettings(), FinetuneSettings(), LoraSet
 
 SETTINGS = {
     "policy": "policy",
+    "predictor": "predictor",
+    "force_predictor": "force_predictor",
     "model": "engine.model",
     "role": "engine.role",
     "dtype": "engine.dtype",
@@ -68,6 +70,10 @@ def run(
         str | None, flag("tiny, small, a folder, or a Hugging Face name.", ENGINE.model, autocompletion=models)
     ] = None,
     param: Annotated[list[str] | None, flag("key=value for the policy; may be repeated.")] = None,
+    predictor: Annotated[str | None, flag("A folder, or models:/harli-decode-latency/N.", "the champion")] = None,
+    force_predictor: Annotated[
+        bool | None, typer.Option("--force-predictor", help="Use it though trained for another model or device.")
+    ] = None,
     role: Annotated[str | None, flag("decode: prompts' KV is already there. mixed: real prefill.", ENGINE.role)] = None,
     slo_tpot_ms: Annotated[float | None, flag("Objective for a request's mean time per token.")] = None,
     slo_itl_ms: Annotated[float | None, flag("Objective for every gap between tokens.")] = None,
@@ -153,6 +159,8 @@ def _execute(
     requests, workload = experiment.workload.requests, experiment.workload.name
     clipped = sum(request.clipped for request in requests)
     console.print(f"{len(requests)} requests from {workload}, {clipped} clipped to the model's limit")
+    if experiment.predictor.note:
+        console.print(experiment.predictor.note, markup=False, highlight=False, soft_wrap=True)
     duration_s = settings.workload.duration_s
     with RunProgress(console, duration_s, len(requests), experiment.slo) as progress:
         run_interruptibly(experiment.execute(folder, progress.started, progress.update))

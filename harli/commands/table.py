@@ -41,6 +41,10 @@ def run_table(info: RunInfo) -> Table:
     table.add_row("finetune", f"{number('finetune/tokens_per_s')} tokens/s, {number('finetune/updates', 0)} updates")
     if metrics.get("finetune/loss_first") is not None:
         table.add_row("loss", f"{number('finetune/loss_first', 3)} to {number('finetune/loss_last', 3)}")
+    if metrics.get("predictor/gap_mape") is not None:
+        error, coverage = (100.0 * (metrics.get(f"predictor/{name}") or 0.0) for name in ("gap_mape", "bound_coverage"))
+        width = number("predictor/bound_width", 2)
+        table.add_row("predictor", f"{error:.1f}% error, bound kept in {coverage:.1f}% of steps, {width} times the gap")
     decision = f"{number('scheduler/decision_p99_us')} us CPU, {number('scheduler/decision_wall_p99_us')} us wall"
     table.add_row("decision p99", f"{decision}; other hooks {number('scheduler/hook_p99_us')} us")
     job = info.finetune

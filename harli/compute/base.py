@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 from harli.types import Menu
@@ -37,3 +38,7 @@ class Partitioner(ABC):
     @abstractmethod
     def set_finetune(self, units: int) -> None:
         """Likewise for finetuning's thread."""
+
+    def cpu_ms(self) -> tuple[float, float]:
+        """CPU time that decode's and finetuning's threads have had so far; NaN where it cannot be read."""
+        return math.nan, math.nan

@@ -7,6 +7,10 @@ sizes that add up to the number of cores never meet on a core.
 
 from __future__ import annotations
 
+import math
+import threading
+import time
+
 from harli.compute import openmp
 from harli.compute.base import Partitioner
 from harli.compute.cores import usable_cores
@@ -21,13 +25,16 @@ class CpuPartitioner(Partitioner):
     def __init__(self, cores: tuple[int, ...] | None = None) -> None:
         self.cores = usable_cores() if cores is None else cores
         self.menu = core_menu(len(self.cores), splits=openmp.keeps_workers())
-        self._decode = self._finetune = 0
+        self._decode = self._finetune = len(self.cores)
+        self._decode_clocks: list[int] = []
+        self._finetune_clocks: list[int] = []
 
     def adopt_decode(self) -> None:
-        self._decode = self._adopt(self.cores)
+        self._decode_clocks = self._adopt(self.cores)
 
     def adopt_finetune(self) -> None:
-        self._finetune = self._adopt(self.cores[::-1])
+        self._finetune_clocks = self._adopt(self.cores[::-1])
+        self._finetune = len(self.cores)
 
     def set_decode(self, units: int) -> None:
         if units != self._decode:
@@ -39,12 +46,21 @@ class CpuPartitioner(Partitioner):
             openmp.set_team_size(units)
             self._finetune = units
 
-    def _adopt(self, cores: tuple[int, ...]) -> int:
+    def cpu_ms(self) -> tuple[float, float]:
+        return _read_ms(self._decode_clocks), _read_ms(self._finetune_clocks)
+
+    def _adopt(self, cores: tuple[int, ...]) -> list[int]:
         if openmp.keeps_workers():
-            openmp.pin_team(cores)
-        else:
-            openmp.set_team_size(len(cores))
-        return len(cores)
+            return openmp.pin_team(cores)
+        openmp.set_team_size(len(cores))
+        return [openmp.cpu_clock(threading.get_native_id())]
+
+
+def _read_ms(clocks: list[int]) -> float:
+    try:
+        return sum(map(time.clock_gettime_ns, clocks)) / 1e6
+    except OSError:  # a thread has ended
+        return math.nan
 
 
 def core_menu(cores: int, *, splits: bool = True) -> Menu:

@@ -58,6 +58,11 @@ class Gate:
     # Decode's side
 
     @property
+    def allowed(self) -> int:
+        """Compute units that the next unit may have."""
+        return self._allowed
+
+    @property
     def free(self) -> int:
         """Compute units that no running unit holds."""
         return self._units - self._in_use

@@ -21,6 +21,7 @@ from harli.runtime.session import Session
 from harli.types import HarliError, Slo
 from policies.base import PolicyContext
 from policies.registry import make_policy
+from predictor.load import load_predictor
 
 SWITCH_INTERVAL_S = 5e-4
 """How long one Python thread keeps the interpreter while the other waits for it."""
@@ -29,8 +30,10 @@ SWITCH_INTERVAL_S = 5e-4
 class Control:
     """Runs on the engine's thread, between steps. Arguments and results are plain JSON types."""
 
-    def __init__(self, session: Session, engine_model: Any, model_config: Any) -> None:
+    def __init__(self, session: Session, engine_model: Any, model_config: Any, max_batch: int) -> None:
+        """``max_batch``: most requests in a step."""
         self._session = session
+        self._max_batch = max_batch
         self._engine_model = engine_model
         self._model_config = model_config
 
@@ -41,19 +44,21 @@ class Control:
         slo: dict[str, float | None],
         seed: int,
         clock_zero: float | None = None,
+        predictor: str | None = None,
     ) -> dict[str, Any]:
         """Let a policy drive decode from here on. Returns the clock's zero and the menu, or an ``error``.
 
-        ``clock_zero``: of the run that this one carries on; now, if it is a new one.
+        ``clock_zero``: of the run that this one carries on; now, if it is a new one. ``predictor``: its folder.
         """
         try:
             limits = Slo(**slo)
             menu = self._session.partitioner.menu
-            instance = make_policy(policy, params, PolicyContext(menu, limits, seed))
+            forecaster = load_predictor(Path(predictor)) if predictor else None
+            instance = make_policy(policy, params, PolicyContext(menu, limits, seed, forecaster, self._max_batch))
         except HarliError as error:
             return {"error": str(error)}
         zero = time.monotonic() if clock_zero is None else clock_zero
-        self._session.begin(Controller(instance, policy), limits, zero)
+        self._session.begin(Controller(instance, policy, forecaster), limits, zero)
         return {"clock_zero": zero, "menu": [str(share) for share in menu.shares]}
 
     def finetune(self, settings_json: str, folder: str | None, resume: str | None) -> dict[str, Any]:
@@ -102,11 +107,13 @@ class Control:
     def status(self) -> dict[str, Any]:
         """How things stand; cheap enough to ask every second."""
         session, trainer = self._session, self._session.trainer
+        predictor = session.controller.predictor if session.controller else None
         session.check_stall()
         status: dict[str, Any] = {
             "policy_failure": session.controller.failure if session.controller else "",
             "finetune_failure": session.failure,
             "training": session.finetune.ready,
+            "predictor": predictor.state() if predictor else {},
         }
         if trainer is not None:
             status["finetune_failure"] = session.failure or trainer.failure or trainer.save_failure
@@ -125,6 +132,20 @@ class Control:
             done = session.trainer.updates
             updates = [list(done.popleft()) for _ in range(len(done))]
         return {"steps": steps, "updates": updates}
+
+    def reshape(self, microbatch_tokens: int) -> dict[str, Any]:
+        """Let the job go on with micro-batches of another length (for profiles). Returns an ``error`` if it cannot."""
+        assert self._session.trainer is not None
+        try:
+            self._session.trainer.reshape(microbatch_tokens)
+        except HarliError as error:
+            return {"error": str(error)}
+        return {}
+
+    def drain_units(self) -> list[list[Any]]:
+        """Finetuning's units since the last call, as rows of ``UnitRecord``."""
+        trainer = self._session.trainer
+        return [] if trainer is None else [list(trainer.unit_rows.popleft()) for _ in range(len(trainer.unit_rows))]
 
     def finish(self) -> None:
         """End the job after its running unit and save it; ``status`` says when that is done."""

@@ -50,7 +50,7 @@ class HarliWorker(BaseWorker):  # type: ignore[misc]
         result = super().compile_or_warm_up_model()
         self._session = session.Session(_partitioner(), ARRIVALS.pending)
         session.install(self._session)
-        self._control = Control(self._session, self.get_model(), self.model_config)
+        self._control = Control(self._session, self.get_model(), self.model_config, self.scheduler_config.max_num_seqs)
         return result
 
     def execute_model(self, scheduler_output: Any) -> Any:

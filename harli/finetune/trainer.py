@@ -12,12 +12,15 @@ from harli.compute.base import Partitioner
 from harli.compute.gate import Gate
 from harli.finetune import checkpoint
 from harli.finetune.checkpoint import Job
+from harli.finetune.dataset import Sample
+from harli.finetune.packing import BatchStream
 from harli.finetune.schedule import learning_rate
 from harli.finetune.units import Unit
-from harli.types import FinetuneState, UpdateRecord
+from harli.types import FinetuneState, HarliError, UnitRecord, UpdateRecord
 
 SMOOTHING = 0.2
 UPDATES_KEPT = 1 << 16
+UNITS_KEPT = 1 << 13
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 
@@ -35,8 +38,12 @@ class Trainer(threading.Thread):
         self.state = FinetuneState(ready=True, microbatch_tokens=job.settings.microbatch_tokens)
         self.updates: deque[UpdateRecord] = deque(maxlen=UPDATES_KEPT)
         """Committed updates that nobody has taken yet."""
+        self.unit_rows: deque[UnitRecord] = deque(maxlen=UNITS_KEPT)
+        """The last units run that nobody has taken yet."""
+        self.beside_decode = False
+        """Decode has requests (told by the session)."""
         self.clock_zero = time.monotonic()
-        """What the times in ``updates`` count from."""
+        """What the times in ``updates`` and ``unit_rows`` count from."""
         self.tokens_done = 0.0
         """Training tokens of the units run so far, uncommitted ones included."""
         self.failure = ""
@@ -52,18 +59,41 @@ class Trainer(threading.Thread):
         self._checkpointed = done
         self._expected_ms: defaultdict[tuple[str, int], float] = defaultdict(float)
         self._finish = threading.Event()
+        self._next_stream: BatchStream | None = None
 
     def finish(self) -> None:
         """Stop after the running unit and save checkpoint and adapter; the thread ends when that is done."""
         self._finish.set()
         self.gate.close()
 
+    def reshape(self, microbatch_tokens: int) -> None:
+        """Go on with micro-batches of another length, from the first one; the one that runs is dropped.
+
+        Longer samples are cut. Raises HarliError when no target is left.
+        """
+        samples = [
+            Sample(sample.tokens[:microbatch_tokens], sample.loss_mask[:microbatch_tokens])
+            for sample in self._job.stream.samples
+        ]
+        try:
+            self._next_stream = BatchStream(samples, microbatch_tokens, self._job.stream.seed)
+        except ValueError as error:
+            raise HarliError(
+                f"{error} within {microbatch_tokens} tokens; raise --microbatch-tokens, or give other finetuning data"
+            ) from None
+
     def run(self) -> None:
         settings = self._job.settings
         try:
             self._partitioner.adopt_finetune()
             while settings.updates is None or self._done < settings.updates:
+                if self._next_stream is not None:
+                    self._job = self._job._replace(stream=self._next_stream)
+                    self.state.microbatch_tokens = self._next_stream.microbatch_tokens
+                    self._next_stream = None
                 if not self._run_update():
+                    if self._next_stream is not None:
+                        continue
                     break
                 if self._done % settings.checkpoint_every == 0:
                     self._save_checkpoint()
@@ -75,7 +105,7 @@ class Trainer(threading.Thread):
         self._finish.wait()  # stays, so that its end says that the job was told to end
 
     def _run_update(self) -> bool:
-        """One update; False, and everything as before it, if the gate was closed before it could be committed."""
+        """One update; False, and everything as before it, if it was given up before it could be committed."""
         job = self._job
         rate = learning_rate(job.settings, self._done)
         position, passes = job.stream.state(), job.update.passes
@@ -97,8 +127,12 @@ class Trainer(threading.Thread):
     def _run_units(self, units: Iterable[Unit]) -> bool:
         for unit in units:
             granted = self.gate.enter(self._expected_ms[unit.kind, self._partitioner.units])
-            if not granted and unit.kind != "optimizer":  # half a pass can be dropped, half an optimizer step cannot
-                return False
+            if unit.kind != "optimizer":  # half a pass can be dropped, half an optimizer step cannot
+                if not granted:
+                    return False
+                if self._next_stream is not None:
+                    self.gate.leave()
+                    return False
             try:
                 self._run_unit(unit, granted or 1)
             finally:
@@ -114,6 +148,9 @@ class Trainer(threading.Thread):
         expected = self._expected_ms[key]
         self._expected_ms[key] = expected + SMOOTHING * (took_ms - expected) if expected else took_ms
         self.tokens_done += unit.tokens
+        shape = self.state.microbatch_tokens, self.state.kept_layers
+        began -= self.clock_zero
+        self.unit_rows.append(UnitRecord(began, unit.kind, units, self.beside_decode, *shape, took_ms, unit.tokens))
         if units == self._partitioner.units:
             self.state.unit_ms += SMOOTHING * (took_ms - self.state.unit_ms)
 

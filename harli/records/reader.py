@@ -5,13 +5,26 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from harli.records.schema import REQUESTS, RUN_FILE, SCHEMA_VERSION, STEPS, UPDATES, VERSION_KEY, RunInfo, TableSpec
+from harli.records.schema import (
+    REQUESTS,
+    RUN_FILE,
+    SCHEMA_VERSION,
+    STEPS,
+    UPDATES,
+    VERSION_KEY,
+    Info,
+    RunInfo,
+    TableSpec,
+)
 from harli.types import HarliError
+
+SomeInfo = TypeVar("SomeInfo", bound=Info)
 
 
 @dataclass(frozen=True)
@@ -32,18 +45,19 @@ def read_record(folder: Path) -> Record:
     """The record in ``folder``. Raises HarliError when a file is missing, damaged, or of a newer schema."""
     return Record(
         folder=folder,
-        info=_read_info(folder / RUN_FILE),
-        steps=_read_table(folder, STEPS),
-        requests=_read_table(folder, REQUESTS),
-        updates=_read_table(folder, UPDATES),
+        info=read_info(folder / RUN_FILE, RunInfo),
+        steps=read_table(folder, STEPS),
+        requests=read_table(folder, REQUESTS),
+        updates=read_table(folder, UPDATES),
     )
 
 
-def _read_info(path: Path) -> RunInfo:
+def read_info(path: Path, kind: type[SomeInfo]) -> SomeInfo:
+    """A folder's JSON file. Raises HarliError when it is missing, damaged, or of a newer schema."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise HarliError(f"no record in {path.parent}: {path.name} is missing; give a run's record folder") from None
+        raise HarliError(f"{path.parent} is not {kind.described()}: {path.name} is missing") from None
     except OSError as error:
         raise _unreadable(path, error) from error
     except json.JSONDecodeError as error:
@@ -52,7 +66,7 @@ def _read_info(path: Path) -> RunInfo:
         raise _damaged(path, "not UTF-8 text") from error
     _check_version(path, content.get("schema_version") if isinstance(content, dict) else None)
     try:
-        return RunInfo.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -60,7 +74,8 @@ def _read_info(path: Path) -> RunInfo:
         raise _damaged(path, str(error)) from error
 
 
-def _read_table(folder: Path, spec: TableSpec) -> pa.Table:
+def read_table(folder: Path, spec: TableSpec) -> pa.Table:
+    """One of a folder's tables. Raises HarliError when it is missing, damaged, or of a newer schema."""
     path = folder / spec.file
     try:
         with pq.ParquetFile(path) as file:

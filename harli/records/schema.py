@@ -59,12 +59,19 @@ UPDATES = TableSpec("finetune.parquet", arrow_schema(UpdateRecord))
 RECORD_FILES = (STEPS.file, REQUESTS.file, UPDATES.file, SETTINGS_FILE, RUN_FILE)
 
 
-class _Info(BaseModel):
+class Info(BaseModel):
+    """Base of what a folder's JSON file says."""
+
     # A policy's parameter may be infinite, which plain JSON cannot say.
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
+    @classmethod
+    def described(cls) -> str:
+        """What a folder with this file is called in messages."""
+        return "a run's record"
 
-class FinetuneInfo(_Info):
+
+class FinetuneInfo(Info):
     """What became of a run's finetuning."""
 
     state: Literal["off", "running", "finished", "failed"]
@@ -77,7 +84,18 @@ class FinetuneInfo(_Info):
     base_bytes: NonNegativeInt = 0
 
 
-class RunInfo(_Info):
+class PredictorInfo(Info):
+    """The predictor that a run used."""
+
+    source: str
+    """Where it came from: a folder or a version in the registry."""
+    data_sha256: str
+    """Of the data that it was trained on."""
+    correction: dict[str, FiniteFloat] = {}
+    """What it had learned of this run by its end."""
+
+
+class RunInfo(Info):
     """``run.json``: everything about a run that is not a row of a table."""
 
     schema_version: int = SCHEMA_VERSION
@@ -103,6 +121,7 @@ class RunInfo(_Info):
     """Length of the measured part."""
     status: Literal["running", "finished", "interrupted", "failed"]
     finetune: FinetuneInfo
+    predictor: PredictorInfo | None = None
     summary: dict[str, FiniteFloat | None] = {}
     """The metrics of ``harli.records.summary``; None where there was no data."""
 

@@ -31,12 +31,17 @@ METRICS = (
     "finetune/updates",
     "finetune/loss_first",
     "finetune/loss_last",
+    "predictor/gap_mape",
+    "predictor/bound_coverage",
+    "predictor/bound_width",
     "scheduler/decision_p99_us",
     "scheduler/decision_wall_p99_us",
     "scheduler/hook_p99_us",
     "scheduler/step_p50_ms",
 )
 """Every metric of a run, in the order in which they are shown."""
+
+SETTLED_STEPS = 100
 
 Floats = NDArray[np.float64]
 
@@ -51,6 +56,8 @@ def summarise(
     committed updates. Batch is the mean over steps. ITL attainment is the fraction of output tokens
     after the first whose gap is within the SLO; TPOT attainment the fraction of requests for two or
     more output tokens whose mean gap is. A failed request misses both, with every gap it asked for.
+    Predictions are judged at the shares that steps really had, after the first ``SETTLED_STEPS`` of them,
+    in which the online correction finds its level.
     """
     completed = pc.equal(requests["error"], "").to_numpy().astype(bool)
     ttft_ms = _column(requests, "ttft_ms")
@@ -80,10 +87,26 @@ def summarise(
         "finetune/updates": float(len(updates)),
         "finetune/loss_first": _finite(losses[0]) if len(losses) else None,
         "finetune/loss_last": _finite(losses[-1]) if len(losses) else None,
+        **_prediction(steps),
         "scheduler/decision_p99_us": _percentile(_column(steps, "decide_cpu_us"), 99),
         "scheduler/decision_wall_p99_us": _percentile(_column(steps, "decide_wall_us"), 99),
         "scheduler/hook_p99_us": _percentile(_column(steps, "hook_us"), 99),
         "scheduler/step_p50_ms": _percentile(_column(steps, "latency_ms"), 50),
+    }
+
+
+def _prediction(steps: pa.Table) -> dict[str, float | None]:
+    """Error of the predicted gaps, coverage of their bounds, and the median of bound over gap."""
+    actual_ms = _column(steps, "gap_ms") - _column(steps, "window_ms")
+    predicted_ms, bound_ms = _column(steps, "predicted_ms"), _column(steps, "bound_ms")
+    judged = np.flatnonzero(np.isfinite(actual_ms) & np.isfinite(predicted_ms))[SETTLED_STEPS:]
+    if not judged.size:
+        return dict.fromkeys(("predictor/gap_mape", "predictor/bound_coverage", "predictor/bound_width"))
+    actual_ms, predicted_ms, bound_ms = actual_ms[judged], predicted_ms[judged], bound_ms[judged]
+    return {
+        "predictor/gap_mape": float(np.mean(np.abs(predicted_ms / actual_ms - 1.0))),
+        "predictor/bound_coverage": float(np.mean(actual_ms <= bound_ms)),
+        "predictor/bound_width": float(np.median(bound_ms / predicted_ms)),
     }
 
 

@@ -25,16 +25,10 @@ class RecordWriter:
     def __init__(self, folder: Path, info: RunInfo) -> None:
         """Creates ``folder``. Raises HarliError when it is not empty or cannot be written."""
         self.folder = folder
-        self._steps = _Rows(STEPS)
-        self._requests = _Rows(REQUESTS)
-        self._updates = _Rows(UPDATES)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            occupied = any(folder.iterdir())
-        except OSError as error:
-            raise HarliError(f"cannot create the record folder {folder}: {error.strerror}; choose another") from error
-        if occupied:
-            raise HarliError(f"the record folder {folder} is not empty; choose another, or remove it")
+        self._steps = Rows(STEPS)
+        self._requests = Rows(REQUESTS)
+        self._updates = Rows(UPDATES)
+        make_folder(folder)
         self.write(info.model_copy(update={"status": "running"}))
 
     def add_steps(self, rows: Iterable[StepRecord]) -> None:
@@ -68,21 +62,32 @@ class RecordWriter:
         Raises HarliError when the disk refuses; the files from before stay.
         """
         for rows in (self._steps, self._requests, self._updates):
-            with _replacing(self.folder / rows.spec.file) as path:
-                pq.write_table(rows.collect(), path, compression="zstd")
-        with _replacing(self.folder / SETTINGS_FILE) as path:
+            rows.write(self.folder)
+        with replacing(self.folder / SETTINGS_FILE) as path:
             path.write_text(yaml.safe_dump(info.settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        with _replacing(self.folder / RUN_FILE) as path:
+        with replacing(self.folder / RUN_FILE) as path:
             path.write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-class _Rows:
+def make_folder(folder: Path) -> None:
+    """Create ``folder``, or take it if it is empty. Raises HarliError when it is not, or cannot be created."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = any(folder.iterdir())
+    except OSError as error:
+        raise HarliError(f"cannot create the folder {folder}: {error.strerror}; choose another") from error
+    if occupied:
+        raise HarliError(f"the folder {folder} is not empty; choose another, or remove it")
+
+
+class Rows:
     """The rows of one table, kept as arrow once collected: a long run's rows would be large as objects."""
 
-    def __init__(self, spec: TableSpec) -> None:
+    def __init__(self, spec: TableSpec, table: pa.Table | None = None) -> None:
+        """``table``: rows to go on from."""
         self.spec = spec
         self.pending: list[tuple[Any, ...]] = []
-        self._table = spec.table([])
+        self._table = spec.table([]) if table is None else table
 
     def collect(self) -> pa.Table:
         if self.pending:
@@ -90,9 +95,14 @@ class _Rows:
             self.pending = []
         return self._table
 
+    def write(self, folder: Path) -> None:
+        """Put all rows so far into their file. Raises HarliError when the disk refuses."""
+        with replacing(folder / self.spec.file) as path:
+            pq.write_table(self.collect(), path, compression="zstd")
+
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary sibling of ``path`` that takes its place when the block ends well."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:

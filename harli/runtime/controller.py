@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from harli.types import Decision, DecodeState, FinetuneState, Share, StepRecord
 from policies.base import Policy
+from predictor.base import Forecast, Predictor
 
 ROWS_KEPT = 1 << 16
 DECISION_LIMIT_MS = 10.0
@@ -16,20 +18,26 @@ class Controller:
     """Calls one policy. A policy that raises, names a share that does not exist or takes too long is called no more:
     decode then has the device alone, and ``failure`` names the policy."""
 
-    def __init__(self, policy: Policy, name: str) -> None:
+    def __init__(self, policy: Policy, name: str, predictor: Predictor | None = None) -> None:
+        """``predictor``: the one that the policy was given; it is told of every step."""
         self.name = name
+        self.predictor = predictor
         self.failure = ""
         self.rows: deque[StepRecord] = deque(maxlen=ROWS_KEPT)
         self._policy = policy
         self._shares = frozenset(policy.context.menu.shares)
         self._decode_alone = Decision(policy.context.menu.decode_alone)
         self._overrun_ms = 0.0
+        self._forecast: Forecast | None = None
+        self._place = {share.decode: place for place, share in enumerate(policy.context.menu.shares[:-1])}
 
     def decide(self, decode: DecodeState, finetune: FinetuneState) -> Decision:
         """The policy's decision; its window is shortened by what earlier windows overran."""
         if self.failure:
             return self._decode_alone
         try:
+            if self.predictor is not None:
+                self._forecast = self.predictor.forecast(decode, finetune)
             decision = self._policy.decide(decode, finetune)
             self._check(decision.share)
             self._check_step(decision)
@@ -41,6 +49,13 @@ class Controller:
             self._overrun_ms -= paid
             decision = Decision(decision.share, decision.exclusive_ms - paid)
         return decision
+
+    def predicted_ms(self, decode_units: int) -> tuple[float, float]:
+        """Gap and bound of the step last decided, if decode has ``decode_units``; NaN where there is no forecast."""
+        share = self._place.get(decode_units)
+        if self._forecast is None or share is None:
+            return math.nan, math.nan
+        return self._forecast.gap_ms[share], self._forecast.bound_ms[share]
 
     def decided(self, cpu_ms: float) -> None:
         """The decision took ``cpu_ms`` of thread CPU time."""
@@ -67,6 +82,8 @@ class Controller:
         if self.failure:
             return
         try:
+            if self.predictor is not None:
+                self.predictor.observe(row)
             self._policy.observe(row)
         except (Exception, SystemExit) as error:
             self._fail(f"{type(error).__name__}: {error}")
@@ -82,4 +99,5 @@ class Controller:
             raise ValueError(f"a window of {decision.exclusive_ms} ms is not between 0 and {WINDOW_LIMIT_MS:.0f} ms")
 
     def _fail(self, reason: str) -> None:
+        self._forecast = None
         self.failure = f"policy {self.name} is switched off and finetuning pauses: {reason}".splitlines()[0]

@@ -40,6 +40,8 @@ class Session:
         self._clock_zero = 0.0
         self._is_idle = True
         self._step: Decision | None = None
+        self._cpu_ms: tuple[float, float]
+        self._predicted_ms: tuple[float, float]
         self._reset_step()
 
     @property
@@ -87,7 +89,11 @@ class Session:
         assert controller is not None
         cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
         self._decode = observe_decode()
-        decision = controller.decide(self._decode, self.finetune)
+        finetune = self.finetune
+        finetune.held_units = self._held
+        decision = controller.decide(self._decode, finetune)
+        if not decision.exclusive_ms:  # no unit starts any more that the step would have to wait for
+            self.gate.allow(min(self.gate.allowed, decision.share.finetune))
         self._decide_wall_us = (time.perf_counter_ns() - wall) / 1e3
         self._decide_cpu_us = (time.thread_time_ns() - cpu) / 1e3
         controller.decided(self._decide_cpu_us / 1e3)
@@ -99,6 +105,8 @@ class Session:
         self._is_idle = False
         if decision is None:
             return
+        if self.trainer is not None:
+            self.trainer.beside_decode = True
         began = time.perf_counter()
         gate, share = self.gate, decision.share
         self._window_ms = 0.0
@@ -111,8 +119,9 @@ class Session:
             self.check_stall()
         self._decode_units = self.partitioner.units if self.failure else self._largest(min(share.decode, gate.free))
         self.partitioner.set_decode(self._decode_units)
-        held = 0 if self.failure else self.partitioner.units - gate.free  # perhaps by a unit of the share before
-        self._finetune_units = max(held, share.finetune if self.finetune.ready else 0)
+        if self.controller is not None:
+            self._predicted_ms = self.controller.predicted_ms(self._decode_units)
+        self._finetune_units = max(self._held, share.finetune if self.finetune.ready else 0)
         self._step_began = time.perf_counter()
         self._hook_us = (self._step_began - began) * 1e6 - self._window_ms * 1e3
 
@@ -132,6 +141,7 @@ class Session:
         tokens = 0.0
         if trainer is not None:
             tokens, self._tokens_seen = trainer.tokens_done - self._tokens_seen, trainer.tokens_done
+        decode_cpu_ms, finetune_cpu_ms = self.partitioner.cpu_ms()
         controller.observe(
             StepRecord(
                 step=decode.step,
@@ -146,6 +156,8 @@ class Session:
                 kv_blocks_total=decode.kv_blocks_total,
                 kv_blocks_lent=decode.kv_blocks_lent,
                 slack_ms=decode.slack_ms,
+                microbatch_tokens=self.finetune.microbatch_tokens,
+                kept_layers=self.finetune.kept_layers,
                 wanted_finetune=decision.share.finetune,
                 decode_units=self._decode_units,
                 finetune_units=self._finetune_units,
@@ -153,20 +165,26 @@ class Session:
                 window_ms=self._window_ms,
                 latency_ms=(self._step_ended - self._step_began) * 1e3,
                 gap_ms=(self._step_ended - self._last_end) * 1e3,
-                predicted_ms=math.nan,
-                bound_ms=math.nan,
+                predicted_ms=self._predicted_ms[0],
+                bound_ms=self._predicted_ms[1],
                 finetune_tokens=tokens,
+                decode_cpu_ms=decode_cpu_ms - self._cpu_ms[0],
+                finetune_cpu_ms=finetune_cpu_ms - self._cpu_ms[1],
                 decide_cpu_us=self._decide_cpu_us,
                 decide_wall_us=self._decide_wall_us,
                 hook_us=self._hook_us + (time.perf_counter() - began) * 1e6,
             )
         )
         self._last_end = self._step_ended
+        self._cpu_ms = decode_cpu_ms, finetune_cpu_ms
 
     def idle(self) -> None:
         """Decode has no request: finetuning may have what the policy gives it, up to the whole device."""
         self._is_idle = True
         self._last_end = math.nan
+        self._cpu_ms = (math.nan, math.nan)
+        if self.trainer is not None:
+            self.trainer.beside_decode = False
         if self.controller is not None and self.enabled:
             self.gate.allow(self.controller.idle(self.finetune).finetune)
 
@@ -192,6 +210,11 @@ class Session:
             self.trainer.join(STALL_S)
 
     # Details
+
+    @property
+    def _held(self) -> int:
+        """Compute units of the unit that runs, perhaps one of the share before."""
+        return 0 if self.failure else self.partitioner.units - self.gate.free
 
     def _wait(self, until: Callable[[float], bool]) -> None:
         """Wait for finetuning to give way."""
@@ -225,6 +248,8 @@ class Session:
         self._step_began = self._step_ended = 0.0
         self._last_end = math.nan
         self._tokens_seen = 0.0
+        self._predicted_ms = (math.nan, math.nan)
+        self._cpu_ms = (math.nan, math.nan)
 
 
 _current: Session | None = None

@@ -13,6 +13,7 @@ from harli.compute.cpu import CpuPartitioner
 from harli.compute.gate import Gate
 from harli.finetune import checkpoint
 from harli.finetune.trainer import Trainer
+from harli.types import HarliError
 from tests.finetune.builders import make_job
 
 PATIENCE_S = 60.0
@@ -105,3 +106,30 @@ def test_nothing_is_saved_before_the_first_update(tmp_path: Path) -> None:
     assert not trainer.saved
     assert not (tmp_path / "adapter").exists()
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_another_shape_takes_effect_within_a_unit_and_loses_no_committed_update(tmp_path: Path) -> None:
+    trainer = start(tmp_path)
+    wait_until(lambda: len(trainer.updates) >= 2)
+    trainer.reshape(64)
+    wait_until(lambda: trainer.state.microbatch_tokens == 64)
+    seen = len(trainer.updates)
+    wait_until(lambda: len(trainer.updates) >= seen + 2)
+    end(trainer)
+    assert trainer.failure == ""
+    assert [update.update for update in trainer.updates] == list(range(len(trainer.updates)))
+    rows = list(trainer.unit_rows)
+    assert {row.microbatch_tokens for row in rows} == {32, 64}
+    assert [row.time_s for row in rows] == sorted(row.time_s for row in rows)
+    assert {row.kind for row in rows} == {"embed", "forward", "loss", "backward", "optimizer"}
+    assert all(row.duration_ms > 0 and row.units == 1 and not row.beside_decode for row in rows)
+
+
+def test_a_shape_that_leaves_no_target_is_refused_and_training_goes_on(tmp_path: Path) -> None:
+    trainer = start(tmp_path)
+    with pytest.raises(HarliError, match="raise --microbatch-tokens"):
+        trainer.reshape(1)
+    seen = len(trainer.updates)
+    wait_until(lambda: len(trainer.updates) > seen)
+    end(trainer)
+    assert trainer.state.microbatch_tokens == 32

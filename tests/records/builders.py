@@ -17,9 +17,11 @@ from harli.types import RequestRecord, Slo, StepRecord, UpdateRecord
 
 STEP = StepRecord(
     step=0, time_s=0.0, batch=1, context_sum=100, context_max=100, prefill_tokens=0, admitted=0, waiting=0,
-    kv_blocks_free=90, kv_blocks_total=100, kv_blocks_lent=0, slack_ms=math.inf, wanted_finetune=0, decode_units=2,
+    kv_blocks_free=90, kv_blocks_total=100, kv_blocks_lent=0, slack_ms=math.inf, microbatch_tokens=256,
+    kept_layers=0, wanted_finetune=0, decode_units=2,
     finetune_units=0, exclusive_ms=0.0, window_ms=0.0, latency_ms=20.0, gap_ms=25.0, predicted_ms=math.nan,
-    bound_ms=math.nan, finetune_tokens=0.0, decide_cpu_us=10.0, decide_wall_us=12.0, hook_us=30.0,
+    bound_ms=math.nan, finetune_tokens=0.0, decode_cpu_ms=40.0,
+    finetune_cpu_ms=0.0, decide_cpu_us=10.0, decide_wall_us=12.0, hook_us=30.0,
 )  # fmt: skip
 REQUEST = RequestRecord(
     request_id="0", arrival_s=0.0, prompt_tokens=100, output_tokens=1, clipped=False, ttft_ms=50.0, tpot_ms=math.nan,

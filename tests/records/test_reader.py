@@ -34,9 +34,9 @@ def edit(folder, **changes) -> None:
 
 
 def test_no_record(tmp_path):
-    assert "no record in" in message(tmp_path / "nowhere")
+    assert "is not a run's record" in message(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    assert "no record in" in message(tmp_path / "file")
+    assert "is not a run's record" in message(tmp_path / "file")
 
 
 def test_a_missing_table(folder):

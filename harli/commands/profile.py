@@ -1,0 +1,228 @@
+"""``harli profile``: measure decode latency under varying batch and interference."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from harli.commands.complete import models
+from harli.commands.interrupt import INTERRUPTED, run_interruptibly
+from harli.config import EngineSettings, FinetuneSettings
+from harli.types import HarliError
+
+if TYPE_CHECKING:
+    from harli.records.profile import Profile, ProfileInfo
+    from profiling.report import Report
+    from profiling.run import Progress as Measured
+    from profiling.settings import ProfileSettings
+
+ENGINE, FINETUNE = EngineSettings(), FinetuneSettings()
+LINE_EVERY_S = 15.0
+
+
+def profile(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"tiny, small, a folder, or a Hugging Face name. [default: {ENGINE.model}]",
+            show_default=False,
+            autocompletion=models,
+        ),
+    ] = None,
+    budget_minutes: Annotated[
+        float | None,
+        typer.Option(help="Time for measuring; starting the engine comes on top. [default: 10]", show_default=False),
+    ] = None,
+    shares: Annotated[
+        str | None, typer.Option(help="Splits to measure, with commas; all of the menu without it.")
+    ] = None,
+    role: Annotated[
+        str | None, typer.Option(help=f"decode or mixed. [default: {ENGINE.role}]", show_default=False)
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Longest request in tokens.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Most requests in a step.")] = None,
+    kv_cache_gib: Annotated[float | None, typer.Option(help="Size of the KV cache.")] = None,
+    finetune_data: Annotated[Path | None, typer.Option(help="JSONL that finetuning trains on meanwhile.")] = None,
+    lora_rank: Annotated[int | None, typer.Option()] = None,
+    microbatch_tokens: Annotated[
+        int | None, typer.Option(help="Middle one of three finetune shapes: half of it and twice it too.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the plan.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to create. [default: profiles/TIME-MODEL]", show_default=False)
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the profile in this folder, by its own plan.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="On stderr only errors and the profile's path.")] = False,
+) -> None:
+    """Measure decode latency alone and beside finetuning, for `harli train-predictor`.
+
+    Example: harli profile --model small --budget-minutes 10
+    """
+    engine = {"model": model, "role": role, "dtype": dtype, "max_model_len": max_model_len,
+              "max_num_seqs": max_num_seqs, "kv_cache_gib": kv_cache_gib}  # fmt: skip
+    finetune = {"data": finetune_data, "microbatch_tokens": microbatch_tokens}
+    given: dict[str, Any] = {
+        "engine": _given(engine),
+        "finetune": _given(finetune) | ({} if lora_rank is None else {"lora": {"rank": lora_rank}}),
+        **_given({"budget_s": None if budget_minutes is None else 60 * budget_minutes, "seed": seed}),
+        **({} if shares is None else {"shares": shares.replace(" ", "").split(",")}),
+    }
+    settings = _resumed(resume, given) if resume else _validated(given)
+    name = Path(settings.engine.model).name
+    folder = resume or out or Path("profiles", f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}")
+    _execute(settings, folder, resume, quiet=quiet)
+    from harli.records.profile import read_profile
+    from profiling.run import plan_of, report_on
+
+    measured = read_profile(folder)
+    report = report_on(measured.steps, measured.segments, plan_of(measured))
+    _publish(measured, report)
+    Console(stderr=True, soft_wrap=True).print(f"profile in {folder}", markup=False, highlight=False)
+    if json_:
+        typer.echo(json.dumps(measured.info.summary))
+    else:
+        _print(measured.info, report)
+    if measured.info.status == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _validated(given: dict[str, Any]) -> ProfileSettings:
+    from profiling.settings import ProfileSettings
+
+    try:
+        return ProfileSettings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        flag = {"budget_s": "--budget-minutes"}.get(where, "--" + where.split(".")[-1].replace("_", "-"))
+        if where == "budget_s":
+            raise HarliError(
+                f"{flag} is too short: the corners alone take a few seconds; give it 0.3 or more"
+            ) from None
+        raise HarliError(f"{flag}: {first['msg']}, not {first['input']!r}") from None
+
+
+def _resumed(folder: Path, given: dict[str, Any]) -> ProfileSettings:
+    """The settings of the profile in ``folder``. Raises HarliError when a flag says something else."""
+    from harli.records.profile import read_profile
+    from profiling.settings import ProfileSettings
+
+    recorded = read_profile(folder).info.settings
+    settings = ProfileSettings.model_validate(recorded)
+    wanted = settings.model_dump() | {}
+    for section, values in given.items():
+        pairs = values.items() if isinstance(values, dict) else [(None, values)]
+        for name, value in pairs:
+            known = wanted[section] if name is None else wanted[section][name]
+            if isinstance(value, dict):
+                known = {key: known[key] for key in value}
+            if (list(known) if isinstance(known, tuple) else known) != value:
+                flag = (name or {"budget_s": "budget-minutes"}.get(section, section)).replace("_", "-")
+                raise HarliError(
+                    f"the profile in {folder} was begun with another --{flag} ({known}); leave it out to resume"
+                )
+    return settings
+
+
+def _execute(settings: ProfileSettings, folder: Path, resume: Path | None, *, quiet: bool) -> None:
+    own_stderr = os.fdopen(os.dup(2), "w")  # stays ours while the engine's output goes to its log
+    console = Console(file=own_stderr, quiet=quiet)
+    with console.status("checking settings"):
+        from profiling.run import Profiling
+
+        profiling = Profiling(settings, resume)
+    with _Bar(console, settings.budget_s) as bar:
+        run_interruptibly(profiling.execute(folder, bar.started, bar.update))
+
+
+class _Bar:
+    """How far the budget is used, and what is being measured."""
+
+    def __init__(self, console: Console, budget_s: float) -> None:
+        self._console = console
+        self._began = time.monotonic()
+        self._last_line_s = -LINE_EVERY_S
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("starting the engine", total=budget_s, facts="")
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def started(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            self._console.print(Text(f"vLLM: {warning}"), soft_wrap=True)
+        self._console.print(f"the engine was up after {time.monotonic() - self._began:.0f} s")
+        self._bar.reset(self._task, description="measuring")
+
+    def update(self, measured: Measured) -> None:
+        facts = f"{measured.points} points, {measured.steps} steps"
+        self._bar.update(self._task, completed=measured.elapsed_s, description=measured.phase, facts=facts)
+        if not self._console.is_terminal and measured.elapsed_s - self._last_line_s >= LINE_EVERY_S:
+            self._last_line_s = measured.elapsed_s
+            self._console.print(f"{measured.elapsed_s:.0f} s: {measured.phase}, {facts}", soft_wrap=True)
+
+
+def _publish(measured: Profile, report: Report) -> None:
+    from harli.tracking.profile_figures import quality
+    from harli.tracking.profiles import publish_profile
+
+    try:
+        figure = quality(measured, report.drift_course, report.slowdowns, report.finetune_tokens_per_s)
+        publish_profile(measured, figure)
+    except HarliError as error:
+        Console(stderr=True, soft_wrap=True).print(f"harli: {error}", markup=False, highlight=False)
+
+
+def _print(info: ProfileInfo, report: Report) -> None:
+    table = Table(title=f"profile of {info.model} ({info.role}), {info.duration_s:.0f} s, {info.status}", box=None,
+                  show_header=False, title_justify="left", title_style="bold", pad_edge=False)  # fmt: skip
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row(
+        "measured", f"{report.points} operating points, {report.steps:,} steps, {report.coverage:.0%} of the space"
+    )
+    noise = [_percent(value) for value in (report.noise_floor_solo, report.noise_floor_corun)]
+    table.add_row("noise floor", f"{noise[0]} solo, {noise[1]} co-run, per step")
+    table.add_row("drift", _percent(report.drift))
+    for (split, batch), (ratio, spread) in report.slowdowns.items():
+        table.add_row(f"slowdown {split}", f"{ratio:.2f} ± {spread:.2f} at batch {batch}")
+    for split, rate in report.finetune_tokens_per_s.items():
+        table.add_row(f"finetune {split}", f"{rate:.0f} tokens/s beside decode")
+    for name, rate in info.finetune_alone_tokens_per_s.items():
+        share, tokens = name.split(" ")
+        units = share.removeprefix("0/")
+        table.add_row("finetune alone", f"{rate:.0f} tokens/s on {units} compute units, micro-batches of {tokens}")
+    costs = info.costs
+    window = f"window {costs.window_overhead_ms:.1f} ms beyond its length, {costs.window_dead_ms:.1f} ms of it unused"
+    table.add_row("costs", f"switch {costs.switch_ms:.1f} ms, {window}")
+    Console().print(table)
+    for line in info.verdict:
+        Console(soft_wrap=True).print(f"note: {line}", markup=False, highlight=False)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

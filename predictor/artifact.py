@@ -1,0 +1,241 @@
+"""A trained predictor on disk: ``predictor.json`` and LightGBM's own text for each ensemble.
+
+Nothing in it is executed on loading. The JSON names every other file and its hash, so that a damaged
+file is found before LightGBM reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from harli.types import Costs, HarliError, Menu, UnitTime
+from predictor.base import Floats
+from predictor.bend import Bend
+from predictor.bounds import Bounds
+from predictor.dataset import Dataset, differences
+from predictor.features import CORUN_TERMS, SHAPE, SOLO_TERMS, STATE
+from predictor.latency_model import LatencyModel
+from predictor.models import MODELS
+from predictor.ranges import Ranges
+from predictor.rate import Rate
+from predictor.trees import Trees
+
+FORMAT = 1
+FILE = "predictor.json"
+SUFFIX = ".lightgbm.txt"
+
+Positive = Annotated[FiniteFloat, Field(ge=0.0)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    model: str
+    identity: dict[str, Any]
+    solo_base: list[Positive]
+    corun_base: list[list[Positive]]
+    solo_bend: Bend
+    corun_bends: tuple[Bend, ...]
+    trees: dict[str, str]
+    """Ensembles by stage, ``solo`` and ``corun``: the SHA-256 of each file."""
+    rate: Rate
+    bounds: Bounds
+    ranges: Ranges
+    context_skew: Positive
+    costs: Costs
+    unit_times: tuple[UnitTime, ...]
+    finetune_alone_tokens_per_s: Positive
+    data_sha256: str
+    scores: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Everything about a trained predictor."""
+
+    model: LatencyModel
+    rate: Rate
+    bounds: Bounds
+    ranges: Ranges
+    context_skew: float
+    """How much longer the longest context usually is than the mean one."""
+    menu: Menu
+    identity: dict[str, Any]
+    costs: Costs
+    unit_times: tuple[UnitTime, ...]
+    finetune_alone_tokens_per_s: float
+    data_sha256: str
+    scores: dict[str, Any]
+    """What training says about it; plain JSON values."""
+
+    @classmethod
+    def of(cls, model: LatencyModel, bounds: Bounds, data: Dataset, scores: dict[str, Any]) -> Self:
+        """An artifact of ``model`` and ``bounds``; the rest follows from ``data``."""
+        skew = np.median(data.context_max * data.batch / np.maximum(data.context_sum, 1.0))
+        return cls(
+            model,
+            Rate.fit(data, model.predict_solo(data)),
+            bounds,
+            Ranges.fit(data),
+            float(max(1.0, skew)),
+            data.menu,
+            data.identity,
+            data.costs,
+            data.unit_times,
+            data.finetune_alone_tokens_per_s,
+            data.sha256,
+            scores,
+        )
+
+    def bound(self, data: Dataset, predicted_ms: Floats, solo_ms: Floats) -> Floats:
+        """The upper bound of every row in ms, from its predicted gap and predicted solo gap."""
+        return np.asarray(predicted_ms * self.bounds.factor(solo_ms, ~data.solo) * self.ranges.growth(data)[0])
+
+    def check(self, identity: dict[str, Any]) -> list[str]:
+        """Why this predictor says nothing about ``identity`` (of a Dataset's form); empty when it does."""
+        return differences(self.identity, identity)
+
+    def save(self, folder: Path) -> None:
+        """Write the folder, which is made; files of an earlier predictor in it are replaced."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(f"*{SUFFIX}"):
+            old.unlink()
+        hashes = {}
+        for stage, trees in zip(("solo", "corun"), self.model.trees, strict=True):
+            if isinstance(trees, Trees):
+                (folder / (stage + SUFFIX)).write_text(trees.text, encoding="utf-8")
+                hashes[stage] = _sha256(trees.text)
+        document = _Document(
+            format=FORMAT,
+            model=self.model.name,
+            identity=self.identity,
+            solo_base=self.model.solo_base.tolist(),
+            corun_base=self.model.corun_base.tolist(),
+            solo_bend=self.model.solo_bend,
+            corun_bends=self.model.corun_bends,
+            trees=hashes,
+            rate=self.rate,
+            bounds=self.bounds,
+            ranges=self.ranges,
+            context_skew=self.context_skew,
+            costs=self.costs,
+            unit_times=self.unit_times,
+            finetune_alone_tokens_per_s=self.finetune_alone_tokens_per_s,
+            data_sha256=self.data_sha256,
+            scores=self.scores,
+        )
+        text = json.dumps(document.model_dump(mode="json"), indent=1, allow_nan=False)
+        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The predictor in ``folder``. Raises HarliError when a file is missing, damaged, surplus or newer."""
+        document = _read(folder / FILE)
+        try:
+            menu = Menu.parse(document.identity["menu"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise _damaged(folder / FILE, "its menu is not one") from None
+        trees = {stage: _read_trees(folder / (stage + SUFFIX), sha256) for stage, sha256 in document.trees.items()}
+        if surplus := {path.name for path in folder.glob(f"*{SUFFIX}")} - {stage + SUFFIX for stage in trees}:
+            raise _damaged(folder / min(surplus), f"{FILE} does not name it")
+        kind = next((model for model in MODELS if model.name == document.model), None)
+        if kind is None:
+            raise _damaged(folder / FILE, f"there is no model {document.model!r}")
+        model = kind(
+            np.array(document.solo_base), np.array(document.corun_base).reshape(len(document.corun_base), -1),
+            trees.get("solo"), trees.get("corun"), document.solo_bend, document.corun_bends,
+        )  # fmt: skip
+        _check_sizes(folder / FILE, document, model, menu)
+        return cls(
+            model,
+            document.rate,
+            document.bounds,
+            document.ranges,
+            document.context_skew,
+            menu,
+            document.identity,
+            document.costs,
+            document.unit_times,
+            document.finetune_alone_tokens_per_s,
+            document.data_sha256,
+            document.scores,
+        )
+
+
+def _read(path: Path) -> _Document:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (FileNotFoundError, NotADirectoryError):
+        raise HarliError(
+            f"no predictor in {path.parent}: {path.name} is missing; run `harli train-predictor`"
+        ) from None
+    except OSError as error:
+        raise HarliError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+    number = content.get("format") if isinstance(content, dict) else None
+    if isinstance(number, int) and number > FORMAT:
+        raise HarliError(f"{path} was written by a newer Harli (format {number}, not {FORMAT}); upgrade Harli")
+    try:
+        return _Document.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _read_trees(path: Path, sha256: str) -> Trees:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise _damaged(path, "missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+    if _sha256(text) != sha256:
+        raise _damaged(path, f"it is not the file that {FILE} names")
+    try:
+        trees = Trees.from_text(text)
+    except HarliError as error:
+        raise _damaged(path, str(error)) from error
+    if unknown := set(trees.features) - {"solo_ms", *STATE, *SHAPE}:
+        raise _damaged(path, f"there is no feature {min(unknown)!r}")
+    return trees
+
+
+def _check_sizes(path: Path, document: _Document, model: LatencyModel, menu: Menu) -> None:
+    splits, bounds = len(menu.splits), document.bounds
+    right = (
+        document.format == FORMAT,
+        set(document.trees) <= {"solo", "corun"},
+        model.solo_base.shape == (len(SOLO_TERMS),),
+        model.corun_base.shape == (splits, len(CORUN_TERMS)),
+        len(model.corun_bends) in (0, splits),
+        all(item.low_ms > 0.0 for item in (model.solo_bend, *model.corun_bends)),
+        len(document.rate.level) == len(document.rate.loss_per_ms) == splits,
+        len(document.ranges.least_batch) == len(document.ranges.largest) == splits + 1,
+        all(corner is None or len(corner) == len(STATE) for corner in document.ranges.largest),
+        len(bounds.solo_factors) == len(bounds.solo_edges) + 1,
+        len(bounds.split_factors) == len(bounds.split_edges) + 1,
+        min(*bounds.solo_factors, *bounds.split_factors) >= 1.0,
+    )
+    if not all(right):
+        raise _damaged(path, "its parts do not fit together")
+
+
+def _damaged(path: Path, reason: str) -> HarliError:
+    return HarliError(f"{path} is damaged ({reason}); fetch the predictor again, or train it again")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,177 @@
+"""How good a profile is: what it covers, how noisy it is, and whether a predictor can be trained on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from harli.types import Menu
+
+Floats = NDArray[np.float64]
+
+GRID = 4
+"""The space of batch and context is covered by so many cells a side, logarithmic in both."""
+ENOUGH_POINTS = 60
+LARGE_NOISE = 0.12
+LARGE_DRIFT = 0.15
+BATCHES = ((1, 1), (2, 4), (5, 12), (13, 48), (49, 1 << 30))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Numbers of a profile. Noise is the mean deviation of a step's gap from the median of its operating point,
+    as a fraction: what a predictor that knew every point exactly would still miss by."""
+
+    points: int
+    steps: int
+    noise_floor_solo: float | None
+    noise_floor_corun: float | None
+    drift: float | None
+    """90th percentile of how far a reference segment's median is from the median of all of them, as a fraction."""
+    drift_course: list[tuple[float, float, int]]
+    """Reference segments: time in seconds, median gap over that of all, compute units of finetuning."""
+    coverage: float
+    """Fraction of the cells of batch and context that were measured."""
+    slowdowns: dict[tuple[str, str], tuple[float, float]]
+    """By split and batch: the median over groups of co-run over solo gap, and the spread (half the distance of the
+    quartiles)."""
+    finetune_tokens_per_s: dict[str, float]
+    """By split, beside decode, over all groups."""
+    verdict: list[str]
+
+    def summary(self) -> dict[str, float | None]:
+        """The numbers of ``--json``."""
+        return {
+            "profile/points": float(self.points),
+            "profile/steps": float(self.steps),
+            "profile/noise_floor_solo": self.noise_floor_solo,
+            "profile/noise_floor_corun": self.noise_floor_corun,
+            "profile/drift": self.drift,
+            "profile/coverage": self.coverage,
+        }
+
+
+def assess(steps: pa.Table, segments: pa.Table, menu: Menu, planned: int, limits: tuple[int, int]) -> Report:
+    """The report on a profile's tables.
+
+    Args:
+        steps: columns of PROFILE_STEPS.
+        segments: columns of SegmentRecord.
+        menu: of the device.
+        planned: groups of the plan, repeats aside.
+        limits: largest batch and longest context that the engine takes.
+    """
+    kept = steps.filter(pa.array((steps["segment"].to_numpy() >= 0) & (steps["exclusive_ms"].to_numpy() == 0.0)))
+    point, gap, share = (_column(kept, name) for name in ("point", "gap_ms", "finetune_units"))
+    clean = np.isfinite(gap) & (_column(kept, "admitted") == 0) & (_column(kept, "prefill_tokens") == 0)
+    medians = _medians(point[clean], gap[clean])
+    deviation = np.array([abs(g / medians[p] - 1.0) for p, g in zip(point[clean], gap[clean], strict=True)])
+    alone = share[clean] == 0
+    noise_solo, noise_corun = (float(deviation[mask].mean()) if mask.any() else None for mask in (alone, ~alone))
+    course = _drift_course(kept, segments)
+    drift = float(np.percentile([abs(ratio - 1.0) for _, ratio, _ in course], 90)) if len(course) > 2 else None
+    groups = len(set(segments["group"].to_pylist()) - {planned})
+    report = Report(
+        points=len(medians),
+        steps=int((steps["segment"].to_numpy() >= 0).sum()),
+        noise_floor_solo=noise_solo,
+        noise_floor_corun=noise_corun,
+        drift=drift,
+        drift_course=course,
+        coverage=_coverage(kept, limits),
+        slowdowns=_slowdowns(kept, segments, menu),
+        finetune_tokens_per_s=_rates(kept, menu),
+        verdict=[],
+    )
+    report.verdict.extend(_verdict(report, groups, planned, menu))
+    return report
+
+
+def _verdict(report: Report, groups: int, planned: int, menu: Menu) -> list[str]:
+    lines = []
+    if groups < planned:
+        lines.append(f"only {groups} of {planned} planned groups were measured: resume it, or give it more minutes")
+    if report.points < ENOUGH_POINTS:
+        lines.append(f"only a sketch: {report.points} operating points, {ENOUGH_POINTS} or more are good to train on")
+    for name, noise in (("solo", report.noise_floor_solo), ("co-run", report.noise_floor_corun)):
+        if noise is not None and noise > LARGE_NOISE:
+            lines.append(f"noisy: a step {name} is {noise:.0%} off its point's median; is something else running here?")
+    if report.drift is not None and report.drift > LARGE_DRIFT:
+        lines.append(f"the machine's speed drifted: the same point differed by {report.drift:.0%} over time")
+    idle = [str(split) for split in menu.splits if not report.finetune_tokens_per_s.get(str(split))]
+    if idle:
+        lines.append(f"finetuning made no progress at {', '.join(idle)}")
+    return lines
+
+
+def _column(table: pa.Table, name: str) -> Floats:
+    return np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _medians(keys: Floats, values: Floats) -> dict[float, float]:
+    return {key: float(np.median(values[keys == key])) for key in np.unique(keys)}
+
+
+def _drift_course(kept: pa.Table, segments: pa.Table) -> list[tuple[float, float, int]]:
+    medians = _medians(_column(kept, "segment"), _column(kept, "gap_ms"))
+    rows = [row for row in segments.to_pylist() if row["purpose"] == "reference" and row["segment"] in medians]
+    course: list[tuple[float, float, int]] = []
+    for units in sorted({row["finetune_units"] for row in rows}):
+        mine = [(row["time_s"], medians[row["segment"]]) for row in rows if row["finetune_units"] == units]
+        middle = float(np.median([gap for _, gap in mine]))
+        course.extend((time_s, gap / middle, units) for time_s, gap in mine)
+    return sorted(course)
+
+
+def _coverage(kept: pa.Table, limits: tuple[int, int]) -> float:
+    """Cells that cannot be reached because the KV cache is too small count as not covered."""
+    batch, context = _column(kept, "batch"), _column(kept, "context_sum") / np.maximum(_column(kept, "batch"), 1)
+    places = [
+        np.minimum((GRID * np.log(np.maximum(values, 1)) / math.log(max(most, 2))).astype(int), GRID - 1)
+        for values, most in ((batch, limits[0]), (context, limits[1]))
+    ]
+    return len(set(zip(*(place.tolist() for place in places), strict=True))) / GRID**2
+
+
+def _slowdowns(kept: pa.Table, segments: pa.Table, menu: Menu) -> dict[tuple[str, str], tuple[float, float]]:
+    group_of = dict(zip(segments["segment"].to_pylist(), segments["group"].to_pylist(), strict=True))
+    group = np.array([group_of[segment] for segment in kept["segment"].to_pylist()])
+    gap, batch, decode = (_column(kept, name) for name in ("gap_ms", "batch", "decode_units"))
+    finetune = _column(kept, "finetune_units")
+    clean = np.isfinite(gap) & (_column(kept, "admitted") == 0)
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for number in np.unique(group):
+        mine = clean & (group == number)
+        solo = mine & (finetune == 0) & (decode == menu.decode_alone.decode)
+        if not solo.any():
+            continue
+        size = int(np.median(batch[solo]))
+        for split in menu.splits:
+            beside = mine & (decode == split.decode) & (finetune > 0)
+            if beside.any():
+                ratio = float(np.median(gap[beside]) / np.median(gap[solo]))
+                ratios.setdefault((str(split), _bucket(size)), []).append(ratio)
+    return {
+        key: (float(np.median(values)), float(np.subtract(*np.percentile(values, [75, 25]))) / 2.0)
+        for key, values in sorted(ratios.items())
+    }
+
+
+def _bucket(batch: int) -> str:
+    low, high = next(pair for pair in BATCHES if pair[0] <= batch <= pair[1])
+    return str(low) if low == high else f"{low}-{high}" if high < 1 << 30 else f"{low}+"
+
+
+def _rates(kept: pa.Table, menu: Menu) -> dict[str, float]:
+    gap, tokens = _column(kept, "gap_ms"), _column(kept, "finetune_tokens")
+    decode, finetune = _column(kept, "decode_units"), _column(kept, "finetune_units")
+    rates = {}
+    for split in menu.splits:
+        mine = np.isfinite(gap) & (decode == split.decode) & (finetune > 0)
+        if mine.any():
+            rates[str(split)] = float(1e3 * tokens[mine].sum() / gap[mine].sum())
+    return rates
