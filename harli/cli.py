@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harli.commands import doctor, policies, profile, records, run
+from harli.commands import compare, doctor, policies, predictors, profile, records, run, simulate, train_predictor
 from harli.commands.interrupt import INTERRUPTED
 from harli.types import HarliError
 
@@ -25,10 +25,14 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("profile")(profile.profile)
+app.command("train-predictor")(train_predictor.train_predictor)
+app.command("predictors")(predictors.predictors)
+app.command("compare")(compare.compare)
+app.command("simulate")(simulate.simulate)
 app.command("runs")(records.runs)
 app.command("show")(records.show)
 app.command("publish")(records.publish)
-app.command("policies")(policies.policies)
+app.add_typer(policies.app, name="policies")
 app.command("doctor")(doctor.doctor)
 
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from harli.types import Decision, DecodeState, FinetuneState, HarliError, Menu, Share, Slo, StepRecord
 from predictor.base import Predictor
@@ -57,6 +58,11 @@ class PolicyContext:
 
 class Policy(ABC):
     """Base class of all policies."""
+
+    keeps_slo: ClassVar[bool] = False
+    """Every step stays within its budget as far as the predictor's bounds are right."""
+    slo_aware: ClassVar[bool] = True
+    """What it decides depends on the SLO; one run of a policy that does not serves for every SLO."""
 
     def __init__(self, context: PolicyContext) -> None:
         self.context = context

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from harli.types import Decision, DecodeState, FinetuneState, HarliError, Share
 from policies.base import Policy, PolicyContext
 
@@ -12,6 +14,8 @@ class Static(Policy):
     ``share`` names it ("1/1"; by default the middle one). ``work_conserving`` gives finetuning the
     whole device while decode is idle, and decode the whole device while there is nothing to train.
     """
+
+    slo_aware: ClassVar[bool] = False
 
     def __init__(self, context: PolicyContext, *, share: str = "", work_conserving: bool = False) -> None:
         super().__init__(context)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -149,11 +150,15 @@ class Artifact:
         kind = next((model for model in MODELS if model.name == document.model), None)
         if kind is None:
             raise _damaged(folder / FILE, f"there is no model {document.model!r}")
+        _check_sizes(folder / FILE, document, menu)
         model = kind(
-            np.array(document.solo_base), np.array(document.corun_base).reshape(len(document.corun_base), -1),
-            trees.get("solo"), trees.get("corun"), document.solo_bend, document.corun_bends,
-        )  # fmt: skip
-        _check_sizes(folder / FILE, document, model, menu)
+            np.array(document.solo_base),
+            np.array(document.corun_base).reshape(len(menu.splits), len(CORUN_TERMS)),
+            trees.get("solo"),
+            trees.get("corun"),
+            document.solo_bend,
+            document.corun_bends,
+        )
         return cls(
             model,
             document.rate,
@@ -172,7 +177,7 @@ class Artifact:
 
 def _read(path: Path) -> _Document:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except (FileNotFoundError, NotADirectoryError):
         raise HarliError(
             f"no predictor in {path.parent}: {path.name} is missing; run `harli train-predictor`"
@@ -191,8 +196,11 @@ def _read(path: Path) -> _Document:
         raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def _read_trees(path: Path, sha256: str) -> Trees:
@@ -213,21 +221,22 @@ def _read_trees(path: Path, sha256: str) -> Trees:
     return trees
 
 
-def _check_sizes(path: Path, document: _Document, model: LatencyModel, menu: Menu) -> None:
+def _check_sizes(path: Path, document: _Document, menu: Menu) -> None:
     splits, bounds = len(menu.splits), document.bounds
     right = (
         document.format == FORMAT,
         set(document.trees) <= {"solo", "corun"},
-        model.solo_base.shape == (len(SOLO_TERMS),),
-        model.corun_base.shape == (splits, len(CORUN_TERMS)),
-        len(model.corun_bends) in (0, splits),
-        all(item.low_ms > 0.0 for item in (model.solo_bend, *model.corun_bends)),
+        len(document.solo_base) == len(SOLO_TERMS),
+        len(document.corun_base) == splits,
+        all(len(line) == len(CORUN_TERMS) for line in document.corun_base),
+        len(document.corun_bends) in (0, splits),
+        all(item.low_ms > 0.0 for item in (document.solo_bend, *document.corun_bends)),
         len(document.rate.level) == len(document.rate.loss_per_ms) == splits,
         len(document.ranges.least_batch) == len(document.ranges.largest) == splits + 1,
         all(corner is None or len(corner) == len(STATE) for corner in document.ranges.largest),
         len(bounds.solo_factors) == len(bounds.solo_edges) + 1,
         len(bounds.split_factors) == len(bounds.split_edges) + 1,
-        min(*bounds.solo_factors, *bounds.split_factors) >= 1.0,
+        all(factor >= 1.0 for factor in (*bounds.solo_factors, *bounds.split_factors)),
     )
     if not all(right):
         raise _damaged(path, "its parts do not fit together")

@@ -41,9 +41,7 @@ def contest(trained: Trained, champion: Artifact | None, seen: frozenset[str]) -
     rows = np.isin(data.point, fresh)
     solo, corun = rows & data.solo, rows & ~data.solo
     if min(len(np.unique(data.point[side])) for side in (solo, corun)) < FRESH_POINTS:
-        return Verdict(
-            False, f"{len(fresh)} operating points that neither has seen are too few to compare; profile again"
-        )
+        return Verdict(False, f"only {len(fresh)} operating points are new to both, too few to compare: profile again")
     judged = data.take(rows)
     predictions = trained.winner.judged.predicted_ms[rows], champion.model.predict(judged)
     errors = [relative_error(predicted_ms, judged.gap_ms) for predicted_ms in predictions]

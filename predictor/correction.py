@@ -47,7 +47,7 @@ class Correction:
         self.coverage = coverage
         self.shift = self.margin = 0.0
         self._anchor = 0.0
-        self._last: deque[float] = deque()
+        self._last: deque[tuple[float, float]] = deque()
         self._sorted: list[float] = []
 
     @property
@@ -66,19 +66,20 @@ class Correction:
         missed = bound > max(0.0, self.shift) + self.margin
         self.margin = max(0.0, self.margin + STEP * (self.coverage if missed else self.coverage - 1.0))
         if len(self._last) == WINDOW:
-            del self._sorted[bisect_left(self._sorted, self._last.popleft())]
-        self._last.append(gap)
+            del self._sorted[bisect_left(self._sorted, self._last.popleft()[0])]
+        self._last.append((gap, self.margin))
         insort(self._sorted, gap)
         if self.ready:
             self.shift = self._sorted[len(self._sorted) // 2]
             self._rebase()
 
     def _rebase(self) -> None:
-        """While the shift was still on its way the margin stood in for it: take that back, but not for mere noise."""
+        """While the shift was still on its way the margin stood in for it: take back what it grew in that time."""
         moved = max(0.0, self.shift) - self._anchor
         if abs(moved) > STEP:
-            self.margin = max(0.0, self.margin - max(0.0, moved))
             self._anchor += moved
+            if moved > 0.0:
+                self.margin = min(self.margin, max(self._last[0][1], self.margin - moved))
 
 
 class CorrectedPredictor(Predictor):

@@ -66,6 +66,11 @@ class Ranges:
 
     def growth(self, data: Dataset) -> tuple[Floats, NDArray[np.bool_]]:
         """The bound's growth at every row's share, and whether the row's state is known at some share."""
-        distances = np.array([self.distances(tuple(state)) for state in matrix(data, STATE).tolist()])
+        state = np.log1p(matrix(data, STATE))
+        distances = np.full((len(data), len(self.largest)), UNSEEN)
+        for share, (least, largest) in enumerate(zip(self.least_batch, self.largest, strict=True)):
+            if least is not None and largest is not None:
+                below = np.maximum(0.0, math.log1p(least) - state[:, 0])
+                distances[:, share] = below + np.maximum(0.0, state - np.log1p(largest)).sum(axis=1)
         own = distances[np.arange(len(data)), data.share]
         return 1.0 + GROWTH * own, distances.min(axis=1) <= FAR

@@ -108,7 +108,7 @@ def rows_by_point(point: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """The row numbers of each operating point, points in ascending order."""
     order = np.argsort(point, kind="stable")
     _, first = np.unique(point[order], return_index=True)
-    return np.split(order, first[1:])
+    return np.split(order, first[1:]) if len(order) else []
 
 
 def relative_error(predicted_ms: Floats, actual_ms: Floats) -> Floats:

@@ -108,7 +108,7 @@ def train(
     judging = _Judging(fitted_on, data.take(judge_rows) if judge_rows.size else None, coverage, seed, tuned)
     judged = [judging.judge(model) for model in MODELS]
     rivals = tuple(_rival(model.name, rows, judged[0], seed) for model, rows in zip(MODELS, judged, strict=True))
-    winner = _winner(rivals)
+    winner = best_of(rivals)
     model = next(model for model in MODELS if model.name == winner.name)
     fitted, bounds = judging.final(model)
     repeated = winner.judged.data.take(winner.judged.data.repeats)
@@ -190,15 +190,29 @@ class _Judging:
 
 def _hold_out(data: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row numbers to fit on, and to hold out."""
-    keys = point_keys(data)
+    keys, side = point_keys(data), companions(data)
     everything = np.arange(len(data))
     _check_points(data)
-    if len(keys) < HOLD_OUT_FROM:
+    if len(np.unique(side)) < HOLD_OUT_FROM:
         return everything, everything[:0]
     chosen = [point for point, key in keys.items() if int(key, 16) < HOLD_OUT * 2**64]
-    held = np.isin(data.point, chosen)
+    held = np.isin(side, chosen)
     _check_points(data.take(~held))
     return everything[~held], everything[held]
+
+
+def companions(data: Dataset) -> NDArray[np.int64]:
+    """For each row the operating point that it is held out with [rows].
+
+    That is its own, and for a block of steps in between the one measured next: those steps led up to it,
+    and neighbouring steps must not be told apart. A run has only blocks, and there each is on its own.
+    """
+    measured = np.flatnonzero(data.repeats)
+    following = np.searchsorted(measured, np.arange(len(data)))
+    side = data.point.copy()
+    led = following < len(measured)
+    side[led] = data.point[measured[following[led]]]
+    return side
 
 
 def _check_points(data: Dataset) -> None:
@@ -208,14 +222,15 @@ def _check_points(data: Dataset) -> None:
 
 
 def _folds(data: Dataset, seed: int) -> list[Fold]:
-    """``FOLDS`` folds of whole operating points, the points of every share spread evenly over them."""
-    rng = np.random.default_rng(seed)
-    points, first = np.unique(data.point, return_index=True)
+    """``FOLDS`` folds of whole operating points with their companions, every share's spread evenly over them."""
+    rng, side = np.random.default_rng(seed), companions(data)
+    points = np.unique(side)
     order = rng.permutation(len(points))
-    order = order[np.argsort(data.share[first][order], kind="stable")]
+    share = data.share[[np.flatnonzero(data.point == point)[0] for point in points]]
+    order = order[np.argsort(share[order], kind="stable")]
     fold = np.empty(len(points), dtype=np.int64)
     fold[order] = np.arange(len(points)) % FOLDS
-    of_row = fold[np.searchsorted(points, data.point)]
+    of_row = fold[np.searchsorted(points, side)]
     return [Fold(np.flatnonzero(of_row != number), np.flatnonzero(of_row == number)) for number in range(FOLDS)]
 
 
@@ -230,7 +245,7 @@ def _rival(name: str, judged: Judged, candidate: Judged, seed: int) -> Rival:
     )
 
 
-def _winner(rivals: Sequence[Rival]) -> Rival:
+def best_of(rivals: Sequence[Rival]) -> Rival:
     """The lowest error; the two-stage model, which is the first, unless it is worse by more than chance."""
     lowest = min(rivals, key=lambda rival: rival.scores.all.mape)
     return lowest if lowest.difference.significant else rivals[0]

@@ -14,6 +14,7 @@ def run_table(info: RunInfo) -> Table:
     """The numbers that a person looks at first; ``--json`` has all."""
     metrics = info.summary
     title = f"{info.policy} on {info.model} ({info.role}), {info.duration_s:.0f} s, {info.status}"
+    title += " (simulated)" if info.simulated else ""
     table = Table(title=title, box=None, show_header=False, title_justify="left", title_style="bold", pad_edge=False)
     table.add_column(style="dim")
     table.add_column()

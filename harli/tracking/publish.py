@@ -26,6 +26,7 @@ EXPERIMENT = "harli policy runs"
 # Tags: a run that has the first but not the second was not published to its end.
 RUN_ID = "harli.run_id"
 STATUS = "harli.status"
+PARENT = "mlflow.parentRunId"
 
 MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
@@ -34,15 +35,15 @@ METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 
 
-def publish(record: Record) -> str:
-    """Publish ``record`` as an MLflow run and return the run's id.
+def publish(record: Record, parent: str | None = None) -> str:
+    """Publish ``record`` as an MLflow run, nested in the run ``parent`` if there is one, and return the run's id.
 
     A record that was published before keeps its run, unless it has ended since; it then gets a new
     one in place of the old. Raises HarliError when MLflow cannot be used; no half run is left.
     """
     try:
         client, experiment_id = open_store(EXPERIMENT)
-        return _published(client, experiment_id, record.info) or _new_run(client, experiment_id, record)
+        return _published(client, experiment_id, record.info) or _new_run(client, experiment_id, record, parent)
     except HarliError as error:
         folder = shlex.quote(str(record.folder))
         raise HarliError(f"{error}; the record is kept, publish it later with: harli publish {folder}") from error
@@ -58,16 +59,19 @@ def _published(client: MlflowClient, experiment_id: str, info: RunInfo) -> str |
     return None
 
 
-def _new_run(client: MlflowClient, experiment_id: str, record: Record) -> str:
+def _new_run(client: MlflowClient, experiment_id: str, record: Record, parent: str | None) -> str:
     info = record.info
     start_ms = int(datetime.fromisoformat(info.started_at).timestamp() * 1000)
     end_ms = start_ms + int(info.duration_s * 1000)
     tags = {RUN_ID: info.run_id, "simulated": str(info.simulated).lower()}
     tags |= {f"version.{name}": version for name, version in info.versions.items()}
+    tags |= {PARENT: parent} if parent else {}
     metrics = [*_summary(info, end_ms), *_series(course(record), start_ms)]
     figure = timeline(record)
+    name = info.name if parent else info.policy
+    name += " (simulated)" if info.simulated else ""
     with reporting_failures():
-        run_id: str = client.create_run(experiment_id, start_ms, tags, run_name=info.policy).info.run_id
+        run_id: str = client.create_run(experiment_id, start_ms, tags, run_name=name).info.run_id
         try:
             _log(client, run_id, _params(info), metrics)
             client.log_figure(run_id, figure, "timeline.png")

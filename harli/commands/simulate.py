@@ -1,0 +1,194 @@
+"""``harli simulate``: what a policy would do on a device, without an engine."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from harli import settings_file
+from harli.commands.complete import policies
+from harli.commands.run import FINETUNE, SETTINGS, WORKLOAD, flag
+from harli.commands.table import run_table
+from harli.config import CHAMPION
+from harli.types import HarliError
+
+if TYPE_CHECKING:
+    from harli.records.reader import Record
+    from harli.records.schema import RunInfo
+    from harli.simulate.device import Device
+    from harli.simulate.like import Compared
+    from harli.simulate.run import Simulation, SimulationSettings
+
+DEVICE = "h200/llama-3-8b"
+ONLY_HERE = ("device", "kv_blocks", "noise")
+"""Settings that a simulation has beside those of a run."""
+RECORDED = ("trace", "rate_scale", "requests_per_s", "duration")
+"""Flags that a record of requests leaves no room for."""
+NOISE = {
+    "sigma": "noise",
+    "straggler_probability": "straggler_probability",
+    "straggler_factor": "straggler_factor",
+    "drift_per_minute": "drift_per_minute",
+}
+"""Fields of the noise, and the flags that give them."""
+
+
+def simulate(
+    context: typer.Context,
+    policy: Annotated[
+        str | None, flag("Which policy, see `harli policies`; or path.py:Class.", autocompletion=policies)
+    ] = None,
+    device: Annotated[
+        str | None,
+        flag("h200/llama-3-8b, or a predictor: a folder or models:/harli-decode-latency@champion.", DEVICE),
+    ] = None,
+    like: Annotated[Path | None, flag("Simulate this record's requests and settings, and print both.")] = None,
+    param: Annotated[list[str] | None, flag("key=value for the policy; may be repeated.")] = None,
+    role: Annotated[str | None, flag("decode: prompts' KV is already there. mixed: real prefill.", "decode")] = None,
+    slo_tpot_ms: Annotated[float | None, flag("Objective for a request's mean time per token.")] = None,
+    slo_itl_ms: Annotated[float | None, flag("Objective for every gap between tokens.")] = None,
+    trace: Annotated[Path | None, flag("Trace of requests; generated ones without it.")] = None,
+    rate_scale: Annotated[float | None, flag("Factor on the request rate.", WORKLOAD.rate_scale)] = None,
+    requests_per_s: Annotated[float | None, flag("Rate of generated requests.", "5.5, or 1 with a predictor")] = None,
+    duration: Annotated[float | None, flag("Seconds of workload to serve.", "600, or 60 with a predictor")] = None,
+    seed: Annotated[int | None, flag("Of the workload, the policy and the noise.", WORKLOAD.seed)] = None,
+    updates: Annotated[int | None, flag("Stop training after this many.", "as long as the run")] = None,
+    microbatch_tokens: Annotated[int | None, flag("Tokens of a micro-batch.", "1024, or 256 with a predictor")] = None,
+    accumulation: Annotated[int | None, flag("Micro-batches per update.", FINETUNE.accumulation)] = None,
+    max_model_len: Annotated[int | None, flag("Longest request in tokens.", "8192, or 2048 with a predictor")] = None,
+    max_num_seqs: Annotated[int | None, flag("Most requests in a step.", "256, or 32 with a predictor")] = None,
+    kv_blocks: Annotated[int | None, flag("KV blocks of 16 tokens.", "47000; enough with a predictor", min=2)] = None,
+    noise: Annotated[float | None, flag("Sigma of the lognormal noise on steps and units.", 0.03)] = None,
+    straggler_probability: Annotated[float | None, flag("Probability that a step straggles.", 0.0)] = None,
+    straggler_factor: Annotated[float | None, flag("How many times longer such a step takes.", 5.0)] = None,
+    drift_per_minute: Annotated[float | None, flag("Fraction by which steps get slower every minute.", 0.0)] = None,
+    out: Annotated[Path | None, flag("Record folder to create.", "records/TIME-POLICY-simulated")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="On stderr only errors and the record's path.")] = False,
+) -> None:
+    """Simulate a decode instance with finetuning beside it, under one policy.
+
+    Example: harli simulate --policy static --slo-itl-ms 15 --duration 600
+    """
+    from harli.records.reader import read_record
+    from harli.simulate.like import compare
+
+    record = read_record(like) if like else None
+    simulation, settings = _prepare(context.params, record)
+    name = settings.policy.rsplit(":", 1)[-1]
+    folder = out or Path("records", f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}-simulated")
+    info = _execute(simulation, settings.workload.duration_s, folder, quiet=quiet)
+    compared = compare(record.info, info) if record else []
+    if json_:
+        both = {"compared": {row.metric: row._asdict() for row in compared}} if record else {}
+        typer.echo(json.dumps(info.summary | both))
+        return
+    Console().print(run_table(info))
+    if record:
+        Console().print(_comparison(record.info, info, compared))
+
+
+def _prepare(flags: dict[str, Any], record: Record | None) -> tuple[Simulation, SimulationSettings]:
+    from harli.simulate.like import recorded_workload
+    from harli.simulate.run import Simulation, SimulationSettings, make_workload
+
+    values, own = _settings(flags, record)
+    settings = SimulationSettings.model_validate(settings_file.validate(values).model_dump() | own)
+    device = _device(settings)
+    if record is None:
+        engine = settings.engine.model_copy(update={"model": device.model})
+        settings = settings.model_copy(update={"engine": engine})
+    workload = recorded_workload(record) if record else make_workload(settings)
+    return Simulation(settings, device, workload), settings
+
+
+def _settings(flags: dict[str, Any], record: Record | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a run, and those that only a simulation has: the record's or the device's usual, then flags."""
+    from harli.simulate.analytic import ROOFLINES
+    from harli.simulate.devices import USUAL
+    from harli.simulate.like import kv_blocks
+
+    if record:
+        if ignored := [name for name in RECORDED if flags[name] is not None]:
+            raise HarliError(f"--like takes the requests of the record: leave out --{ignored[0].replace('_', '-')}")
+        values = deepcopy(record.info.settings)
+        usual = {"device": values.get("predictor", CHAMPION), "kv_blocks": kv_blocks(record)}
+    else:
+        values = deepcopy(USUAL) if (flags["device"] or DEVICE) in ROOFLINES else {}
+        usual = {"device": DEVICE, "kv_blocks": None}
+    own = usual | {name: values.pop(name) for name in ONLY_HERE if values.get(name) is not None}
+    own |= {name: flags[name] for name in ("device", "kv_blocks") if flags[name] is not None}
+    noise = {name: flags[given] for name, given in NOISE.items() if flags[given] is not None}
+    own["noise"] = own.get("noise", {}) | noise
+    own["predictor"] = own["device"]
+    if flags["policy"] is not None and flags["policy"] != values.get("policy"):
+        values["params"] = {}
+    for name, path in SETTINGS.items():
+        if flags.get(name) is not None:
+            settings_file.override(values, path, flags[name])
+    if flags["seed"] is not None:
+        for section in ("engine", "workload", "finetune"):
+            settings_file.override(values, f"{section}.seed", flags["seed"])
+    for pair in flags["param"] or []:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise HarliError(f"--param wants key=value, not {pair!r}")
+        settings_file.override(values, f"params.{key}", value)
+    return values, own
+
+
+def _device(settings: SimulationSettings) -> Device:
+    """A roofline by its name, or else the device of a predictor."""
+    from harli.simulate.analytic import ROOFLINES
+    from harli.simulate.devices import roofline_device, trained_device
+
+    name, arguments = settings.device, (settings.finetune, settings.noise, settings.workload.seed)
+    if name in ROOFLINES:
+        return roofline_device(name, *arguments)
+    from harli.tracking.models import load_predictor_folder
+
+    return trained_device(load_predictor_folder(name), name, *arguments)
+
+
+def _execute(simulation: Simulation, duration_s: float, folder: Path, *, quiet: bool) -> RunInfo:
+    """Simulate, publish, and say on stderr what is going on."""
+    from harli.records.reader import read_record
+
+    console, always = Console(stderr=True, quiet=quiet), Console(stderr=True, soft_wrap=True)
+    requests, workload = simulation.workload.requests, simulation.workload.name
+    clipped = sum(request.clipped for request in requests)
+    console.print(f"{len(requests)} requests from {workload}, {clipped} clipped to the model's limit")
+    where = f"record in {folder} (simulated)"
+    try:
+        with console.status("simulating") as status:
+            info = simulation.execute(
+                folder, lambda now_s: status.update(f"simulating: {now_s:,.0f} of {duration_s:,.0f} s")
+            )
+    except KeyboardInterrupt:
+        always.print(where, markup=False, highlight=False)
+        raise
+    always.print(where, markup=False, highlight=False)
+    try:
+        with console.status("publishing to MLflow"):
+            from harli.tracking.publish import publish
+
+            publish(read_record(folder))
+    except HarliError as error:
+        always.print(f"harli: {error}", markup=False, highlight=False)
+    return info
+
+
+def _comparison(recorded: RunInfo, simulated: RunInfo, rows: list[Compared]) -> Table:
+    first = f"{recorded.policy}{' (simulated)' if recorded.simulated else ''}"
+    table = Table("", first, f"{simulated.policy} (simulated)", "ratio", box=None, pad_edge=False)
+    for row in rows:
+        numbers = (row.recorded, row.simulated, row.ratio)
+        table.add_row(row.metric, *("-" if number is None else f"{number:,.2f}" for number in numbers))
+    return table

@@ -1,0 +1,149 @@
+"""One simulated run, from settings to a record that looks like a real run's and says that it is simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import PositiveInt
+
+from harli.config import RunSettings
+from harli.engine.device import versions
+from harli.records.schema import FinetuneInfo, PredictorInfo, RunInfo
+from harli.records.summary import summarise
+from harli.records.writer import RecordWriter
+from harli.runtime.controller import Controller
+from harli.simulate.device import Device, Noise
+from harli.simulate.engine import SimulatedEngine
+from harli.simulate.finetune import UnitClock
+from harli.simulate.scheduler import BatchScheduler
+from harli.simulate.served import blocks
+from harli.types import HarliError, Slo
+from harli.workload.base import Workload, fit
+from harli.workload.generate import generate
+from harli.workload.trace import read_trace
+from policies.base import PolicyContext
+from policies.registry import load_policy, make_policy, parameters
+from predictor.correction import CorrectedPredictor
+
+BATCHED_TOKENS = 2048
+"""Tokens of a step, as ``harli.engine.launch`` sets them."""
+
+
+class SimulationSettings(RunSettings):
+    """Everything that ``harli simulate`` needs; finetuning's data and the model's weights do not matter."""
+
+    device: str
+    kv_blocks: PositiveInt | None = None
+    """Without it, enough for ``max_num_seqs`` requests of ``max_model_len``."""
+    noise: Noise = Noise()
+
+
+class Simulation:
+    """Runs once. Making it checks the settings; nothing is written before ``execute``."""
+
+    def __init__(self, settings: SimulationSettings, device: Device, workload: Workload) -> None:
+        """Raises HarliError for whatever the user can mend."""
+        engine, seed = settings.engine, settings.workload.seed
+        slo = Slo(settings.slo.itl_ms, settings.slo.tpot_ms)
+        self.workload = workload
+        self._duration_s = settings.workload.duration_s
+        self.info = _info(settings, device, slo)
+        kv_blocks = settings.kv_blocks or 1 + engine.max_num_seqs * blocks(engine.max_model_len)
+        longest = max(blocks(request.prompt_tokens + request.output_tokens) for request in workload.requests)
+        if longest >= kv_blocks:
+            raise HarliError(
+                f"a request needs {longest} KV blocks, {kv_blocks} give {kv_blocks - 1}; raise --kv-blocks"
+            )
+        scheduler = BatchScheduler(
+            max_num_seqs=engine.max_num_seqs,
+            kv_blocks=kv_blocks,
+            max_num_batched_tokens=max(engine.max_num_seqs, BATCHED_TOKENS),
+            prefilled=engine.role == "decode",
+            slo_tpot_ms=slo.tpot_ms,
+        )
+        self._device = device
+        self._predictor = predictor = CorrectedPredictor(device.predictor, device.coverage)
+        context = PolicyContext(device.menu, slo, seed, predictor, engine.max_num_seqs)
+        policy = make_policy(settings.policy, _params(settings), context)
+        self._controller = Controller(policy, settings.policy, predictor)
+        self._finetune = UnitClock(device, settings.finetune, np.random.default_rng(seed))
+        self._engine = SimulatedEngine(device, scheduler, self._finetune, self._controller)
+
+    def execute(self, folder: Path, on_progress: Callable[[float], None] = lambda elapsed_s: None) -> RunInfo:
+        """Simulate, and write the record in ``folder``; ``on_progress`` hears how many seconds have passed in it.
+
+        What is raised meanwhile, Ctrl-C included, is raised again when the record is written.
+        """
+        writer = RecordWriter(folder, self.info)
+        try:
+            for _ in self._engine.run(self.workload.requests, self._duration_s):
+                self._drain(writer)
+                on_progress(self._engine.now_s)
+        except BaseException as error:
+            self._write(writer, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        self._write(writer, "finished")
+        return self.info
+
+    def _drain(self, writer: RecordWriter) -> None:
+        writer.add_steps(self._controller.rows)
+        writer.add_updates(self._finetune.updates)
+        writer.add_requests(self._engine.finished)
+        for rows in (self._controller.rows, self._finetune.updates, self._engine.finished):
+            rows.clear()
+        _ = writer.steps, writer.requests  # as arrow they take a tenth of the memory
+
+    def _write(self, writer: RecordWriter, status: Literal["finished", "interrupted", "failed"]) -> None:
+        self._drain(writer)
+        failure, duration_s = self._controller.failure, self._engine.now_s
+        predictor = PredictorInfo(
+            source=self._device.name, data_sha256=self._device.data_sha256, correction=self._predictor.state()
+        )
+        finetune = FinetuneInfo(state="failed" if failure else "finished", reason=failure)
+        summary = summarise(writer.steps, writer.requests, writer.updates, slo=self.info.slo, duration_s=duration_s)
+        known: dict[str, Any] = {"status": status, "finetune": finetune, "predictor": predictor}
+        known |= {"duration_s": duration_s, "summary": summary}
+        self.info = self.info.model_copy(update=known)
+        writer.write(self.info)
+
+
+def make_workload(settings: RunSettings) -> Workload:
+    """The requests that the settings ask for. Raises HarliError when there are none."""
+    wanted = settings.workload
+    if wanted.trace is not None:
+        requests = read_trace(wanted.trace)
+    else:
+        unscaled_s = wanted.duration_s * wanted.rate_scale  # fit divides arrivals by the scale
+        requests = generate(seed=wanted.seed, duration_s=unscaled_s, requests_per_s=wanted.requests_per_s)
+    return fit(requests, settings.engine.max_model_len, rate_scale=wanted.rate_scale, duration_s=wanted.duration_s)
+
+
+def _params(settings: RunSettings) -> dict[str, Any]:
+    """A policy that plans in the background plans at once instead: simulated time would not wait for it."""
+    params: dict[str, Any] = dict(settings.params)
+    if any(parameter.name == "background" for parameter in parameters(load_policy(settings.policy))):
+        params["background"] = False
+    return params
+
+
+def _info(settings: SimulationSettings, device: Device, slo: Slo) -> RunInfo:
+    return RunInfo(
+        name=settings.policy,
+        simulated=True,
+        policy=settings.policy,
+        policy_params=dict(settings.params),
+        settings=settings.model_dump(mode="json"),
+        model=settings.engine.model,
+        role=settings.engine.role,
+        slo=slo,
+        menu=[str(share) for share in device.menu.shares],
+        device={"kind": "simulated", "name": device.name},
+        versions=versions(),
+        started_at=datetime.now(UTC).isoformat(),
+        status="running",
+        finetune=FinetuneInfo(state="running"),
+    )

@@ -1,0 +1,126 @@
+"""The look-ahead policy: the best long-run finetune rate within a hard limit on every step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import ClassVar
+
+from harli.types import Decision, DecodeState, FinetuneState, HarliError, StepRecord
+from policies.background import Background
+from policies.base import Policy, PolicyContext
+from policies.budget import budget_ms
+from policies.load import Load, LoadMeter
+from policies.plan import Plan, make_plan
+from predictor.base import Predictor
+
+CHECK_S = 1.0
+"""How often the load is looked at."""
+REFRESH_S = 10.0
+"""A plan this old is made again though the load has stayed: the predictor may have corrected itself."""
+MOVED = 0.1
+"""Fraction by which an estimate has to move for a new plan."""
+CAREFUL = 0.8
+"""Part of the budget that is used in states outside what the predictor knows."""
+
+
+class Qos(Policy):
+    """Look-ahead: the best long-run finetune rate within the SLO at every step, and the queue stays short.
+
+    Stretching every step to its limit keeps requests longer, so the batch grows until finetuning no longer fits and
+    requests wait. So a plan, made again in the background as load and context drift, says for every batch size
+    which share and window pay in the long run (``policies.lookahead``). A step takes the first entry whose bound fits
+    its own budget. Requests that wait have decode alone; so has a step far outside what the predictor knows, unless
+    there is a margin. ``slowdown`` limits the expected gap, window included, to that multiple of decode alone's.
+    ``background=False`` makes plans at once, at the same moments of ``decode.time_s``, for simulation and tests.
+    """
+
+    keeps_slo: ClassVar[bool] = True
+
+    def __init__(self, context: PolicyContext, *, slowdown: float = float("inf"), background: bool = True) -> None:
+        super().__init__(context)
+        if not slowdown >= 1.0:
+            raise HarliError(f"slowdown is a multiple of decode alone's gap, at least 1, not {slowdown}")
+        self._predictor = context.need_predictor()
+        self._slowdown = slowdown
+        shares = context.menu.shares[:-1]
+        self._decisions = [Decision(share) for share in shares]
+        self._decode_units = [share.decode for share in shares]
+        self._index = {share.finetune: index for index, share in enumerate(shares)}
+        held = range(context.menu.finetune_alone.finetune + 1)
+        self._holding = [next((i for i, s in enumerate(shares) if s.finetune >= n), len(shares) - 1) for n in held]
+        self._last = 0
+        self._meter = LoadMeter(context.max_batch)
+        self._planner: Background[_Question, Plan]
+        self._planner = Background(partial(_answer, self._predictor, context, slowdown), background)
+        self._asked: Load | None = None
+        self._asked_shape = (0, 0)
+        self._asked_s = self._check_s = float("-inf")
+        self._plan: Plan | None = None
+
+    def decide(self, decode: DecodeState, finetune: FinetuneState) -> Decision:
+        self._meter.step(decode)
+        if decode.time_s >= self._check_s:
+            self._check(decode.time_s, finetune)
+        plan = self._plan = self._planner.answer
+        window_ms = 0.0
+        if plan is None or decode.waiting or not finetune.ready:
+            self._last = 0
+        else:
+            window_ms = self._choose(plan, decode, finetune)
+        decision = self._decisions[self._last]
+        return Decision(decision.share, window_ms) if window_ms else decision
+
+    def observe(self, step: StepRecord) -> None:
+        plan, gap_ms = self._plan, step.gap_ms - step.window_ms
+        share = self._index.get(step.wanted_finetune)
+        if plan is not None and share is not None and gap_ms > 0.0:  # NaN after idling
+            self._meter.took(plan.gap_ms[min(step.batch, plan.capacity)][share], gap_ms)
+
+    def _choose(self, plan: Plan, decode: DecodeState, finetune: FinetuneState) -> float:
+        """Set the share to the best planned entry that fits this step, and give its window in ms."""
+        forecast, costs = self._predictor.forecast(decode, finetune), self._predictor.costs
+        gaps, bounds, units = forecast.gap_ms, forecast.bound_ms, self._decode_units
+        budget = budget_ms(self.context.slo, decode)
+        if not forecast.known:
+            budget *= CAREFUL
+        slowest = self._slowdown * gaps[0]
+        held = bounds[self._holding[finetune.held_units]] if finetune.held_units else 0.0  # decode gets no more yet
+        batch = min(decode.batch, plan.capacity)
+        chosen, window_ms, limit = -1, 0.0, float("inf")
+        for share, planned_ms, shortfall in plan.entries[batch]:
+            if shortfall > limit:
+                break
+            room = min(budget - max(bounds[share], held), slowest - gaps[share])
+            if room < 0.0:
+                continue
+            grows = costs.switch_ms > 0.0 and units[share] > units[self._last]
+            if chosen < 0 or not grows:
+                chosen, window_ms = share, min(planned_ms, room - costs.window_overhead_ms)
+                if not grows:
+                    break
+                limit = shortfall + plan.patience[batch]  # one without a switch may do as well
+        self._last = max(chosen, 0)
+        if window_ms <= plan.shortest_window_ms or decode.prefill_tokens or finetune.held_units or not forecast.known:
+            return 0.0
+        return window_ms
+
+    def _check(self, now_s: float, finetune: FinetuneState) -> None:
+        """Have a new plan made if the old one is out of date."""
+        self._check_s = now_s + CHECK_S
+        load, shape = self._meter.load(), (finetune.microbatch_tokens, finetune.kept_layers)
+        if (
+            self._asked is None
+            or shape != self._asked_shape
+            or now_s >= self._asked_s + REFRESH_S
+            or load.differs(self._asked, MOVED)
+        ) and self._planner.ask((load, replace(finetune))):
+            self._asked, self._asked_shape, self._asked_s = load, shape, now_s
+
+
+_Question = tuple[Load, FinetuneState]
+
+
+def _answer(predictor: Predictor, context: PolicyContext, slowdown: float, question: _Question) -> Plan:
+    load, finetune = question
+    return make_plan(predictor, context.slo, load, finetune, slowdown)

@@ -1,0 +1,51 @@
+"""The paper's policy: the most finetuning that every single step allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from harli.types import Decision, DecodeState, FinetuneState
+from policies.base import Policy, PolicyContext
+from policies.budget import budget_ms
+
+
+class Stepwise(Policy):
+    """At each step the share and window with the most finetune tokens whose bound fits the budget (the paper's).
+
+    Extended from the paper's choice of a share (arXiv 2511.11729) by the window that fills what is left of the budget.
+    Every step is stretched to the SLO, so requests stay longer and the batch grows: see policy 'qos'.
+    """
+
+    keeps_slo: ClassVar[bool] = True
+
+    def __init__(self, context: PolicyContext) -> None:
+        super().__init__(context)
+        self._predictor = context.need_predictor()
+        self._shares = [Decision(share) for share in context.menu.shares[:-1]]
+
+    def decide(self, decode: DecodeState, finetune: FinetuneState) -> Decision:
+        best = self._shares[0]
+        if not finetune.ready:
+            return best
+        costs, alone_per_s = self._predictor.costs, self._predictor.finetune_alone_tokens_per_s
+        budget = budget_ms(self.context.slo, decode)
+        gaps, bounds, rates = self.limits(decode, finetune)
+        most, window = 0.0, 0.0
+        for decision, gap, bound, rate in zip(self._shares, gaps, bounds, rates, strict=True):
+            room = budget - bound
+            if room < 0.0:
+                continue
+            rest = room - costs.window_overhead_ms
+            useful = 0.0 if finetune.held_units else max(0.0, rest - costs.window_dead_ms)  # its unit may outlast it
+            tokens = rate * gap + alone_per_s * useful
+            if tokens > most:
+                most, best, window = tokens, decision, rest if useful else 0.0
+        return Decision(best.share, window) if window else best
+
+    def limits(
+        self, decode: DecodeState, finetune: FinetuneState
+    ) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
+        """Expected gap and its limit in ms, and finetune tokens/s, at every share that leaves decode something."""
+        forecast = self._predictor.forecast(decode, finetune)
+        return forecast.gap_ms, forecast.bound_ms, forecast.finetune_tokens_per_s

@@ -1,0 +1,228 @@
+"""The conformance suite: what every policy has to keep to, whoever wrote it.
+
+From pytest::
+
+    from policies.testing import check
+
+    def test_my_policy_keeps_the_contract() -> None:
+        assert not check(MyPolicy, {"limit": 8}).failures
+
+and from the command line as ``harli policies check path.py:Class``. Policies that keep the budget as far as the
+predictor's bounds are right say so in the class (``keeps_slo: ClassVar[bool] = True``); for them that is checked too,
+with a predictor that is exact. One that works beside the hot path, so that its decisions depend on timing,
+has a parameter ``background``; the suite sets it to False for everything but the time of a decision.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo, StepRecord
+from policies.base import Policy, PolicyContext
+from policies.registry import make_policy, parameters
+from policies.trial import MAX_BATCH, MENU, ExactPredictor, States, random_states
+
+SLOS = (Slo(itl_ms=60.0), Slo(tpot_ms=50.0), Slo(itl_ms=80.0, tpot_ms=40.0), Slo())
+WINDOW_LIMIT_MS = 60_000.0
+"""The runtime switches a policy off that asks for more."""
+DECISION_LIMIT_US = 1000.0
+
+Make = Callable[[PolicyContext], Policy]
+Outcome = Decision | Share
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One check."""
+
+    name: str
+    problem: str = ""
+    """Empty when it is kept."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All checks of one policy."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def failures(self) -> list[str]:
+        return [f"{result.name}: {result.problem}" for result in self.results if result.problem]
+
+
+def check(
+    policy: str | type[Policy],
+    params: Mapping[str, Any] | None = None,
+    *,
+    menu: Menu = MENU,
+    slos: Sequence[Slo] = SLOS,
+    states: States = (),
+    seed: int = 0,
+) -> Report:
+    """Every rule of the contract on ``states``, by default on random ones, once per SLO.
+
+    ``policy`` is a class, an installed name or ``path.py:Class``. Raises HarliError when it does not exist or when its
+    parameters are not accepted.
+    """
+    values = dict(params or {})
+    states = states or random_states(seed)
+    max_batch = max(MAX_BATCH, *(decode.batch for decode, _ in states))
+    contexts = [PolicyContext(menu, slo, seed, ExactPredictor(menu), max_batch) for slo in slos]
+    timed = _maker(policy, dict(values))
+    kind = type(timed(contexts[0]))
+    if any(parameter.name == "background" for parameter in parameters(kind)):
+        values["background"] = False
+    make = _maker(policy, values)
+    try:
+        outcomes = [_play(make(context), states) for context in contexts]
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Report((Result("decides in every state", problem),))
+    results = [Result("decides in every state", note=f"{len(states)} states, {len(slos)} SLOs")]
+    for name, rule in (("shares are on the menu and leave decode some", _share), ("windows are finite", _window)):
+        results.append(Result(name, _first(rule(outcome, menu) for played in outcomes for outcome in played)))
+    if getattr(kind, "keeps_slo", False):
+        results.append(
+            Result("keeps the budget when the predictor is exact", _first(_budgets(contexts, states, outcomes)))
+        )
+    results.append(Result("leaves states alone and keeps no reference", _references(make, contexts, states, outcomes)))
+    results.append(Result("the same seed decides the same", _again(make, contexts, states, outcomes)))
+    results.append(Result("instances are independent", _interleaved(make, contexts[0], states, outcomes[0])))
+    results.append(_duration(timed, contexts, states))
+    return Report(tuple(results))
+
+
+def _maker(policy: str | type[Policy], params: Mapping[str, Any]) -> Make:
+    if isinstance(policy, str):
+        return lambda context: make_policy(policy, params, context)
+    return lambda context: policy(context, **params)
+
+
+def _play(policy: Policy, states: States) -> list[Outcome]:
+    """What the policy says of each state, with what then happens on the exact device, and of idling after the last."""
+    outcomes: list[Outcome] = []
+    for decode, finetune in states:
+        decision = policy.decide(replace(decode), replace(finetune))
+        outcomes.append(decision)
+        policy.observe(_row(policy.context, decode, finetune, decision))
+    return [*outcomes, policy.idle(FinetuneState(ready=True)), policy.idle(FinetuneState())]
+
+
+def _row(context: PolicyContext, decode: DecodeState, finetune: FinetuneState, decision: Decision) -> StepRecord:
+    shares = context.menu.shares
+    index = shares.index(decision.share) if decision.share in shares[:-1] else 0
+    gap_ms = context.need_predictor().forecast(decode, finetune).gap_ms[index]
+    values: dict[str, Any] = dict.fromkeys(StepRecord._fields, 0.0)
+    values |= {field.name: getattr(decode, field.name) for field in fields(decode)}
+    values |= {"microbatch_tokens": finetune.microbatch_tokens, "kept_layers": finetune.kept_layers}
+    values |= {"wanted_finetune": decision.share.finetune, "finetune_units": decision.share.finetune}
+    values |= {"decode_units": decision.share.decode, "exclusive_ms": decision.exclusive_ms}
+    values |= {"window_ms": decision.exclusive_ms, "latency_ms": gap_ms, "predicted_ms": gap_ms, "bound_ms": gap_ms}
+    return StepRecord(**values | {"gap_ms": gap_ms + decision.exclusive_ms})
+
+
+def _first(problems: Iterator[str]) -> str:
+    return next(filter(None, problems), "")
+
+
+def _share(outcome: Outcome, menu: Menu) -> str:
+    if isinstance(outcome, Share):
+        return "" if outcome in menu.shares else f"idle share {outcome} is not on the menu"
+    if outcome.share not in menu.shares:
+        return f"share {outcome.share} is not on the menu"
+    return "" if outcome.share.decode else f"share {outcome.share} leaves a decode step nothing to run on"
+
+
+def _window(outcome: Outcome, menu: Menu) -> str:
+    if isinstance(outcome, Share) or 0.0 <= outcome.exclusive_ms <= WINDOW_LIMIT_MS:
+        return ""
+    return f"a window of {outcome.exclusive_ms} ms is not between 0 and {WINDOW_LIMIT_MS:.0f} ms"
+
+
+def _budgets(contexts: Sequence[PolicyContext], states: States, outcomes: Sequence[list[Outcome]]) -> Iterator[str]:
+    for context, played in zip(contexts, outcomes, strict=True):
+        alone = Decision(context.menu.decode_alone)
+        predictor = context.need_predictor()
+        for (decode, finetune), decision in zip(states, played, strict=False):
+            if (
+                not isinstance(decision, Decision)
+                or decision == alone
+                or decision.share not in context.menu.shares[:-1]
+            ):
+                continue
+            bound = predictor.forecast(decode, finetune).bound_ms[context.menu.shares.index(decision.share)]
+            window = decision.exclusive_ms and decision.exclusive_ms + predictor.costs.window_overhead_ms
+            budget = context.slo.budget_ms(decode.slack_ms)
+            if window + bound > budget + 1e-6:
+                asked = f"share {decision.share} and a window of {decision.exclusive_ms:.1f} ms"
+                yield f"{asked} take {window + bound:.1f} ms, the budget is {budget:.1f} ms ({context.slo}, {decode})"
+
+
+def _references(
+    make: Make, contexts: Sequence[PolicyContext], states: States, outcomes: Sequence[list[Outcome]]
+) -> str:
+    """The runtime has one object of each kind and updates it in place; here it is spoilt after every call."""
+    for context, expected in zip(contexts, outcomes, strict=True):
+        policy, decode, finetune = make(context), DecodeState(), FinetuneState()
+        for step, (now, training) in enumerate(states):
+            _copy(now, decode)
+            _copy(training, finetune)
+            decision = policy.decide(decode, finetune)
+            if decode != now or finetune != training:
+                return f"decide changes the state that it is given: {now}"
+            if decision != expected[step]:
+                return f"another decision when the state object changes after the call: {decision} for {expected[step]}"
+            row = _row(context, now, training, decision)
+            _copy(DecodeState(time_s=now.time_s, batch=MAX_BATCH, waiting=99, slack_ms=-1e9), decode)
+            _copy(FinetuneState(), finetune)
+            policy.observe(row)
+    return ""
+
+
+def _copy(source: DecodeState | FinetuneState, target: DecodeState | FinetuneState) -> None:
+    for field in fields(source):
+        setattr(target, field.name, getattr(source, field.name))
+
+
+def _again(make: Make, contexts: Sequence[PolicyContext], states: States, outcomes: Sequence[list[Outcome]]) -> str:
+    for context, expected in zip(contexts, outcomes, strict=True):
+        for step, (first, second) in enumerate(zip(expected, _play(make(context), states), strict=True)):
+            if first != second:
+                return f"step {step} has {first} at first and {second} the next time"
+    return ""
+
+
+def _interleaved(make: Make, context: PolicyContext, states: States, expected: list[Outcome]) -> str:
+    """Another instance sees the states in reverse order in between."""
+    policy, other = make(context), make(replace(context, seed=context.seed + 1))
+    for step, ((decode, finetune), (last, training)) in enumerate(zip(states, reversed(states), strict=True)):
+        decision = policy.decide(replace(decode), replace(finetune))
+        if decision != expected[step]:
+            return f"step {step} has {expected[step]} alone and {decision} beside another instance"
+        then = replace(last, time_s=decode.time_s)
+        other.observe(_row(context, then, training, other.decide(replace(then), replace(training))))
+        policy.observe(_row(context, decode, finetune, decision))
+    return ""
+
+
+def _duration(make: Make, contexts: Sequence[PolicyContext], states: States) -> Result:
+    """CPU time of ``decide`` on the calling thread, forecast included."""
+    taken: list[int] = []
+    for context in contexts:
+        policy = make(context)
+        for decode, finetune in states:
+            now, training = replace(decode), replace(finetune)
+            began = time.thread_time_ns()
+            decision = policy.decide(now, training)
+            taken.append(time.thread_time_ns() - began)
+            policy.observe(_row(context, decode, finetune, decision))
+    p50, p99 = (float(value) / 1e3 for value in np.percentile(taken, [50.0, 99.0]))
+    problem = f"p99 is {p99:.0f} us CPU, the limit is {DECISION_LIMIT_US:.0f} us" if p99 > DECISION_LIMIT_US else ""
+    return Result("decides fast", problem, f"p50 {p50:.1f}, p99 {p99:.1f} us CPU")

@@ -1,0 +1,30 @@
+"""One side at a time: exclusive windows, no splits."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from harli.types import Decision, DecodeState, FinetuneState
+from policies.base import Policy, PolicyContext
+from policies.budget import budget_ms
+
+
+class Timeslice(Policy):
+    """Exclusive windows only: before every step the longest that the budget leaves."""
+
+    keeps_slo: ClassVar[bool] = True
+
+    def __init__(self, context: PolicyContext) -> None:
+        super().__init__(context)
+        self._predictor = context.need_predictor()
+        self._alone = Decision(context.menu.decode_alone)
+
+    def decide(self, decode: DecodeState, finetune: FinetuneState) -> Decision:
+        if not finetune.ready:
+            return self._alone
+        predictor = self._predictor
+        bound = predictor.forecast(decode, finetune).bound_ms[0]
+        window = budget_ms(self.context.slo, decode) - bound - predictor.costs.window_overhead_ms
+        if window <= predictor.costs.window_dead_ms or finetune.held_units:
+            return self._alone
+        return Decision(self._alone.share, window)

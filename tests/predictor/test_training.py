@@ -1,0 +1,199 @@
+"""Training as a whole: what is held out, what is kept, and who becomes champion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from harli.types import HarliError
+from predictor import training
+from predictor.contest import contest
+from predictor.dataset import ROW_FIELDS
+from predictor.scoring import Difference, score
+from predictor.training import FOLDS, Trained, best_of, companions, point_keys, train
+from predictor.tuning import Budget
+from tests.predictor.builders import IDENTITY, synthetic
+
+DATA = synthetic(150, 10)
+FEW = synthetic(45, 10)
+
+
+def trained(data=DATA, trials=2, seed=0) -> Trained:
+    return train(data, Budget(trials), coverage=0.9, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def many() -> Trained:
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def few() -> Trained:
+    return trained(FEW)
+
+
+def keys(data) -> set[str]:
+    return set(point_keys(data).values())
+
+
+def same(one: Trained, other: Trained) -> bool:
+    models = (one.artifact.model, other.artifact.model)
+    return all(
+        (
+            np.array_equal(models[0].predict(DATA), models[1].predict(DATA)),
+            one.artifact.bounds == other.artifact.bounds,
+            [rival.scores for rival in one.rivals] == [rival.scores for rival in other.rivals],
+        )
+    )
+
+
+def test_held_out_points_are_neither_fitted_nor_tuned_on(many):
+    judged = keys(many.winner.judged.data)
+    assert many.held_out
+    assert judged | many.seen == keys(DATA)
+    assert judged.isdisjoint(many.seen)
+    assert 0.1 < len(judged) / 150 < 0.3
+
+
+def test_what_is_held_out_stays_so_with_more_data_and_any_seed(many):
+    shifted = synthetic(80, 10, seed=9)
+    shifted = replace(shifted, point=shifted.point + 1000)
+    both = {name: np.concatenate([getattr(shifted, name), getattr(DATA, name)]) for name in ROW_FIELDS}
+    more = trained(replace(DATA, **both, sha256="both"), trials=1, seed=5)
+    assert keys(many.winner.judged.data) < keys(more.winner.judged.data)
+    assert many.seen < more.seen
+
+
+def test_with_few_points_each_is_judged_by_a_model_that_had_not_seen_it(few):
+    assert not few.held_out
+    assert few.seen == keys(FEW)
+    assert len(few.winner.judged.data) == len(FEW)
+    fitted = few.artifact.model.predict(FEW)
+    assert not np.allclose(fitted, few.rivals[0].judged.predicted_ms)
+
+
+@pytest.mark.parametrize("data", [DATA, FEW], ids=["many", "few"])
+def test_folds_are_whole_points_with_every_share_in_each(data):
+    folds = training._folds(data, seed=3)
+    assert len(folds) == FOLDS
+    assert sorted(np.concatenate([fold.test for fold in folds]).tolist()) == list(range(len(data)))
+    for fold in folds:
+        assert set(data.point[fold.fit]).isdisjoint(data.point[fold.test])
+        assert set(data.share[fold.test]) == set(data.share)
+
+
+def test_steps_between_points_go_where_the_next_point_goes():
+    """Rows in the order of time: in front of every point, a block of its own leads up to it."""
+    half = np.arange(len(DATA)) % 10 < 5
+    mixed = replace(DATA, point=np.where(half, DATA.point + 1000, DATA.point), repeats=~half)
+    np.testing.assert_array_equal(companions(mixed), DATA.point)
+    for fold in training._folds(mixed, seed=0):
+        assert set(DATA.point[fold.fit]).isdisjoint(DATA.point[fold.test])
+    judged = trained(mixed, trials=1).winner.judged.data
+    assert {point % 1000 for point in judged.point[judged.repeats]} == {
+        point % 1000 for point in judged.point[~judged.repeats]
+    }
+    run = replace(mixed, repeats=np.zeros(len(DATA), dtype=bool))
+    np.testing.assert_array_equal(companions(run), run.point)
+
+
+def test_the_same_data_and_seed_give_the_same(many, few):
+    assert same(many, trained())
+    assert same(few, trained(FEW))
+
+
+def test_the_table_has_the_two_stage_model_first_and_against_itself_no_difference(many):
+    names = [rival.name for rival in many.rivals]
+    assert names[0] == "two-stage"
+    assert {"linear", "one-stage", "constant"} < set(names)
+    assert many.rivals[0].difference == Difference(0.0, 0.0, 0.0)
+    for rival in many.rivals:
+        assert rival.scores == score(rival.judged, 0)
+        assert rival.corun_difference.mean == pytest.approx(
+            rival.scores.corun.mape - many.rivals[0].scores.corun.mape, abs=1e-12
+        )
+
+
+def test_two_stages_find_the_law(many):
+    scores = many.winner.scores
+    assert many.winner.name == "two-stage"
+    assert scores.all.mape < 0.04  # noise of 3% alone makes 2.4%
+    assert scores.coverage >= 0.87
+    assert "two-stage is registered" in many.verdict
+
+
+def test_a_rival_wins_only_if_it_is_better_by_more_than_chance(many):
+    candidate, rival = many.rivals[0], many.rivals[1]
+    scores = replace(rival.scores, all=replace(rival.scores.all, mape=candidate.scores.all.mape / 2))
+    sure = replace(rival, scores=scores, difference=Difference(-0.02, -0.03, -0.01))
+    unsure = replace(sure, difference=Difference(-0.02, -0.05, 0.01))
+    assert best_of((candidate, unsure)) is candidate
+    assert best_of((candidate, sure)) is sure
+    won = replace(many, rivals=(candidate, sure), winner=sure)
+    assert won.verdict.startswith("linear is registered instead of two-stage: its error is lower by 2.00 points")
+    assert "(95% interval 1.00 to 3.00)" in won.verdict
+
+
+def test_too_few_points_says_how_many_are_needed():
+    alone = np.unique(DATA.point[DATA.solo])
+    lacking = DATA.take(~np.isin(DATA.point, alone[3:]))
+    with pytest.raises(HarliError, match="3 operating points of decode alone are too few to calibrate: 5 are needed"):
+        trained(lacking)
+    with pytest.raises(HarliError, match="10 are needed"):
+        trained(synthetic(8, 10))
+    with pytest.raises(HarliError, match="every step ran at the share"):
+        trained(DATA.take(DATA.solo))
+
+
+def test_scores_of_the_artifact_are_finite_or_none(many):
+    scores = many.artifact.scores
+    assert scores["corun_mape"] == many.winner.scores.corun.mape
+    assert all(value is None or np.isfinite(value) for value in scores.values())
+    blocks = replace(DATA, repeats=np.zeros(len(DATA), dtype=bool))
+    assert trained(blocks, trials=1).artifact.scores["noise_solo"] is None
+
+
+def test_the_first_sound_version_is_champion(many):
+    assert contest(many, None, frozenset()).champion
+
+
+def test_a_version_that_learnt_nothing_is_not_champion(many):
+    constant = replace(many, winner=many.rivals[-1])
+    verdict = contest(constant, None, frozenset())
+    assert not verdict.champion
+    assert "nothing about load" in verdict.reason
+
+
+def test_a_bound_that_does_not_hold_is_not_champion(many):
+    scores = replace(many.winner.scores, coverage=0.8)
+    verdict = contest(replace(many, winner=replace(many.winner, scores=scores)), None, frozenset())
+    assert not verdict.champion
+    assert "covers 80.0% of new gaps, not 90%" in verdict.reason
+
+
+def test_the_champion_stays_unless_the_new_version_is_better_on_fresh_points(many):
+    again = contest(many, many.artifact, many.seen)
+    assert not again.champion
+    assert "no better than the champion" in again.reason
+    assert f"on {len(keys(many.winner.judged.data))} fresh points" in again.reason
+    worse = replace(many.artifact.model, solo_base=many.artifact.model.solo_base * 1.2)
+    better = contest(many, replace(many.artifact, model=worse), many.seen)
+    assert better.champion
+    assert "better than the champion" in better.reason
+
+
+def test_points_that_the_champion_has_seen_do_not_judge(few):
+    verdict = contest(few, few.artifact, few.seen)
+    assert not verdict.champion
+    assert "only 0 operating points are new to both" in verdict.reason
+    fresh = frozenset(sorted(few.seen)[:20])
+    assert "fresh points" in contest(few, few.artifact, fresh).reason
+
+
+def test_a_champion_of_something_else_is_no_rival(many):
+    other = replace(many.artifact, identity={**IDENTITY, "model": "another/model-7B"})
+    verdict = contest(many, other, many.seen)
+    assert verdict.champion
+    assert "model another/model-7B is not some/model-24M" in verdict.reason
