@@ -37,7 +37,7 @@ MENUS = {
     "9_shares": Menu(tuple(Share(16 - 2 * place, 2 * place) for place in range(9))),
 }
 PARAMS = {f"{stage}_{name}": value for stage in ("solo", "corun") for name, value in
-          (("rounds", 200), ("leaves", 12), ("leaf_points", 1.0), ("l2", 0.1), ("power", 0.5))}  # fmt: skip
+          (("rounds", 200), ("leaves", 12), ("leaf_points", 1.0), ("l2", 0.1))}  # fmt: skip
 FINETUNE = FinetuneState(True, 256, 0, 5.0)
 MAX_BATCH, MAX_CONTEXT = 48, 4000
 COMPARED = 500

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from harli.types import Costs, HarliError, Menu, UnitTime
 from predictor.base import Floats
-from predictor.bend import Bend
 from predictor.bounds import Bounds
 from predictor.dataset import Dataset, differences
 from predictor.features import CORUN_TERMS, SHAPE, SOLO_TERMS, STATE
@@ -43,8 +42,6 @@ class _Document(BaseModel):
     identity: dict[str, Any]
     solo_base: list[Positive]
     corun_base: list[list[Positive]]
-    solo_bend: Bend
-    corun_bends: tuple[Bend, ...]
     trees: dict[str, str]
     """Ensembles by stage, ``solo`` and ``corun``: the SHA-256 of each file."""
     rate: Rate
@@ -120,8 +117,6 @@ class Artifact:
             identity=self.identity,
             solo_base=self.model.solo_base.tolist(),
             corun_base=self.model.corun_base.tolist(),
-            solo_bend=self.model.solo_bend,
-            corun_bends=self.model.corun_bends,
             trees=hashes,
             rate=self.rate,
             bounds=self.bounds,
@@ -156,8 +151,6 @@ class Artifact:
             np.array(document.corun_base).reshape(len(menu.splits), len(CORUN_TERMS)),
             trees.get("solo"),
             trees.get("corun"),
-            document.solo_bend,
-            document.corun_bends,
         )
         return cls(
             model,
@@ -229,8 +222,6 @@ def _check_sizes(path: Path, document: _Document, menu: Menu) -> None:
         len(document.solo_base) == len(SOLO_TERMS),
         len(document.corun_base) == splits,
         all(len(line) == len(CORUN_TERMS) for line in document.corun_base),
-        len(document.corun_bends) in (0, splits),
-        all(item.low_ms > 0.0 for item in (document.solo_bend, *document.corun_bends)),
         len(document.rate.level) == len(document.rate.loss_per_ms) == splits,
         len(document.ranges.least_batch) == len(document.ranges.largest) == splits + 1,
         all(corner is None or len(corner) == len(STATE) for corner in document.ranges.largest),

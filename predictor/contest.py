@@ -8,7 +8,7 @@ import numpy as np
 
 from predictor.artifact import Artifact
 from predictor.scoring import relative_error
-from predictor.training import Trained, point_keys
+from predictor.training import Trained, group_keys
 
 FRESH_POINTS = 5
 """Operating points of decode alone, and of splits, that a comparison needs; neither predictor has seen them."""
@@ -25,7 +25,7 @@ class Verdict:
 
 
 def contest(trained: Trained, champion: Artifact | None, seen: frozenset[str]) -> Verdict:
-    """Judge ``trained`` against the champion, if there is one, which was fitted on the points ``seen``.
+    """Judge ``trained`` against the champion, if there is one, which was fitted on the groups ``seen``.
 
     The measure is the MAPE of decode alone plus that beside finetuning, on operating points that neither
     was fitted on. A champion of another model, device or menu is no rival.
@@ -37,16 +37,16 @@ def contest(trained: Trained, champion: Artifact | None, seen: frozenset[str]) -
     if reasons := champion.check(trained.artifact.identity):
         return Verdict(True, f"the champion before it is for something else: {reasons[0]}")
     data = trained.winner.judged.data
-    fresh = [point for point, key in point_keys(data).items() if key not in seen]
-    rows = np.isin(data.point, fresh)
+    fresh = [group for group, key in group_keys(data).items() if key not in seen]
+    rows = np.isin(data.group, fresh)
     solo, corun = rows & data.solo, rows & ~data.solo
     if min(len(np.unique(data.point[side])) for side in (solo, corun)) < FRESH_POINTS:
-        return Verdict(False, f"only {len(fresh)} operating points are new to both, too few to compare: profile again")
+        return Verdict(False, f"only {len(fresh)} groups of steps are new to both, too few to compare: profile again")
     judged = data.take(rows)
     predictions = trained.winner.judged.predicted_ms[rows], champion.model.predict(judged)
     errors = [relative_error(predicted_ms, judged.gap_ms) for predicted_ms in predictions]
     new, old = (float(error[judged.solo].mean() + error[~judged.solo].mean()) for error in errors)
-    compared = f"{100 * new:.2f}% against {100 * old:.2f}% (MAPE alone plus beside) on {len(fresh)} fresh points"
+    compared = f"{100 * new:.2f}% against {100 * old:.2f}% (MAPE alone plus beside) on {len(fresh)} fresh groups"
     return Verdict(new < old, f"{'better' if new < old else 'no better'} than the champion: {compared}")
 
 

@@ -32,7 +32,9 @@ class Dataset:
     """Rows as arrays of equal length [rows], and what they were measured on."""
 
     point: NDArray[np.int64]
-    """Operating point, from 0. Whole points are held out: neighbouring steps leak."""
+    """Operating point, from 0."""
+    group: NDArray[np.int64]
+    """What is held out as a whole: neighbouring steps leak, and so do a state's steps at another share."""
     batch: Floats
     context_sum: Floats
     context_max: Floats
@@ -76,7 +78,7 @@ class Dataset:
         return np.asarray(self.share == 0)
 
 
-ROW_FIELDS = tuple(item.name for item in fields(Dataset))[:14]
+ROW_FIELDS = tuple(item.name for item in fields(Dataset))[:15]
 
 
 def states(menu: Menu, share: ArrayLike, batch: ArrayLike, context_sum: ArrayLike, **others: ArrayLike) -> Dataset:
@@ -93,8 +95,9 @@ def states(menu: Menu, share: ArrayLike, batch: ArrayLike, context_sum: ArrayLik
     shares = np.array([(share.decode, share.finetune) for share in menu.shares], dtype=np.float64)[arrays[0]]
     columns |= {"decode_units": shares[..., 0], "finetune_units": shares[..., 1], "weight": zeros + 1.0}
     columns |= {"gap_ms": zeros + np.nan, "finetune_tokens": zeros + np.nan}
-    rows: dict[str, Any] = {name: columns.get(name, zeros) for name in ROW_FIELDS[1:-1]}
-    return Dataset(point=zeros.astype(np.int64), repeats=zeros.astype(bool), menu=menu, identity={}, **rows)
+    rows: dict[str, Any] = {name: columns.get(name, zeros) for name in ROW_FIELDS[2:-1]}
+    none = zeros.astype(np.int64)
+    return Dataset(point=none, group=none, repeats=none.astype(bool), menu=menu, identity={}, **rows)
 
 
 def read_datasets(profiles: Sequence[Path], runs: Sequence[Path] = (), *, run_weight: float = 1.0) -> Dataset:
@@ -112,11 +115,12 @@ def read_datasets(profiles: Sequence[Path], runs: Sequence[Path] = (), *, run_we
     for other in sources[1:]:
         if reasons := differences(first.identity, other.identity):
             raise HarliError(f"{first.path} and {other.path} do not belong together: {reasons[0]}")
-    parts, next_point = [], 0
+    parts, next_point, next_group = [], 0, 0
     for number, source in enumerate(sources):
         part = _usable(source, 1.0 if number < len(profiles) else run_weight)
-        parts.append(replace(part, point=part.point + next_point))
-        next_point = int(part.point.max(initial=-1)) + next_point + 1
+        parts.append(replace(part, point=part.point + next_point, group=part.group + next_group))
+        next_point += int(part.point.max(initial=-1)) + 1
+        next_group += int(part.group.max(initial=-1)) + 1
     rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ROW_FIELDS}
     measured = next((source for source in sources if source.unit_times), first)
     data = replace(
@@ -164,9 +168,9 @@ def _usable(source: Source, weight: float) -> Dataset:
     beside = np.isin(columns["decode_units"], [share.decode for share in menu.splits]) & (columns["finetune_units"] > 0)
     keep = np.isfinite(columns["gap_ms"]) & (columns["gap_ms"] > 0.0) & (window < STALL_MS) & (alone | beside)
     columns["weight"] = np.full(len(window), weight)
-    point = columns.pop("point")[keep].astype(np.int64)
+    point, group = (columns.pop(name)[keep].astype(np.int64) for name in ("point", "group"))
     rows = {name: column[keep] for name, column in columns.items()}
-    return Dataset(point=point, repeats=source.repeats[keep], menu=menu, identity=source.identity, **rows)
+    return Dataset(point=point, group=group, repeats=source.repeats[keep], menu=menu, identity=source.identity, **rows)
 
 
 def _alone(data: Dataset, sources: list[Source]) -> float:

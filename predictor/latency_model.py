@@ -1,12 +1,13 @@
 """The form that every latency model here has, the candidate and its rivals: two bases and what trees add.
 
-    solo(state)         = bend(solo_base . terms(state)) * solo_trees(state)
-    corun(state, share) = bend(corun_base[share] . terms(solo, state)) * corun_trees(solo, state, share, shape)
+    solo(state)         = solo_base . terms(state) * solo_trees(state)
+    corun(state, share) = corun_base[share] . terms(solo, state) * corun_trees(solo, state, share, shape)
     gap                 = solo for decode alone, max(solo, corun) beside finetuning
 
-in ms. All base coefficients are at least 0, a bend never turns down and no tree's factor falls with the
-load, so a gap never falls with the load either; the slowdown, gap / solo, is at least 1. One form means
-one file format and one fast path for all of them.
+in ms. All base coefficients are at least 0, and no tree's factor falls with contexts, prefill or
+admissions, so a gap never does; the slowdown, gap / solo, is at least 1. Batch size is free: a matrix
+product of two rows may take longer than one of three (oneDNN on two cores, by 10%), and a model that
+denies it is 3 points of MAPE worse there. One form means one file format and one fast path for all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import ClassVar, Self
 import numpy as np
 
 from predictor.base import Floats
-from predictor.bend import UNBENT, Bend, bend
 from predictor.dataset import Dataset
 from predictor.features import CORUN_TERMS, SOLO_TERMS, matrix
 from predictor.trees import Cells, Trees
@@ -42,9 +42,6 @@ class LatencyModel(ABC):
     """[splits, CORUN_TERMS], in the order of ``menu.splits``."""
     solo_trees: Trees | Cells | None = None
     corun_trees: Trees | Cells | None = None
-    solo_bend: Bend = UNBENT
-    corun_bends: tuple[Bend, ...] = ()
-    """[splits], or none for straight lines."""
 
     @classmethod
     @abstractmethod
@@ -53,7 +50,7 @@ class LatencyModel(ABC):
 
     def predict_solo(self, data: Dataset) -> Floats:
         """The gap of every row's state if decode had the device alone, in ms [rows]."""
-        base_ms = bend(self.solo_line(data), np.array(self.solo_bend))
+        base_ms = self.solo_line(data)
         if self.solo_trees is None:
             return base_ms
         factor = self.solo_trees.factor(matrix(data, self.solo_trees.features, alone=True))
@@ -65,8 +62,6 @@ class LatencyModel(ABC):
         places = np.flatnonzero(~data.solo)
         rows, beside_ms = data.take(places), solo_ms[places]
         corun_ms = self.corun_line(rows, beside_ms)
-        if self.corun_bends:
-            corun_ms = bend(corun_ms, np.array(self.corun_bends)[rows.share - 1])
         if self.corun_trees is not None:
             corun_ms *= self.corun_trees.factor(matrix(rows, self.corun_trees.features, beside_ms))
         gap_ms = solo_ms.copy()
@@ -74,11 +69,11 @@ class LatencyModel(ABC):
         return gap_ms
 
     def solo_line(self, rows: Dataset) -> Floats:
-        """The line of decode alone, before it is bent, in ms [rows]."""
+        """The base of decode alone, in ms [rows]."""
         return np.asarray(np.maximum(LEAST_MS, matrix(rows, SOLO_TERMS) @ self.solo_base))
 
     def corun_line(self, rows: Dataset, solo_ms: Floats) -> Floats:
-        """The lines of rows beside finetuning, before they are bent, in ms [rows]."""
+        """The bases of rows beside finetuning, in ms [rows]."""
         terms = matrix(rows, CORUN_TERMS, solo_ms) * self.corun_base[rows.share - 1]
         return np.asarray(np.maximum(LEAST_MS, terms.sum(axis=1)))
 

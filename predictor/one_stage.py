@@ -13,7 +13,7 @@ from predictor.trees import Trees
 
 # More bins than the two-stage model's: here the trees alone have to follow the load.
 BINS = {
-    "batch": 32, "context_sum": 64, "prefill_tokens": 4, "admitted": 4, "finetune_share": 8, "microbatch_tokens": 4,
+    "batch": 32, "context_sum": 60, "prefill_tokens": 4, "admitted": 4, "finetune_share": 8, "microbatch_tokens": 4,
     "kept_layers": 4,
 }  # fmt: skip
 

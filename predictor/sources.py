@@ -16,18 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from harli.records.profile import read_profile
+from harli.records.profile import Profile, read_profile
 from harli.records.reader import read_record
 from harli.types import Costs, HarliError, Menu, Share, UnitTime
 
 COLUMNS = (
-    "point", "batch", "context_sum", "context_max", "prefill_tokens", "admitted", "decode_units", "finetune_units",
-    "microbatch_tokens", "kept_layers", "window_ms", "gap_ms", "finetune_tokens",
+    "point", "group", "batch", "context_sum", "context_max", "prefill_tokens", "admitted", "decode_units",
+    "finetune_units", "microbatch_tokens", "kept_layers", "window_ms", "gap_ms", "finetune_tokens",
 )  # fmt: skip
 NEEDED = ("point", "batch", "context_sum", "decode_units", "finetune_units", "gap_ms")
 
 BLOCK_STEPS = 64
 """Steps that nobody sorted into operating points are cut into blocks of at most this many."""
+
+RUN_GROUP_STEPS = 512
+"""Steps of a run that are held out together; only at their ends have they neighbours elsewhere."""
 
 Columns = dict[str, NDArray[np.float64]]
 
@@ -59,6 +62,7 @@ def read_profiled(path: Path) -> Source:
     repeats = columns["point"] >= 0
     outside = _blocks(columns["decode_units"], columns["gap_ms"], ~repeats)
     columns["point"] = np.where(repeats, columns["point"], outside + columns["point"].max(initial=-1.0) + 1.0)
+    columns["group"] = _groups(profile)
     alone = {}
     for name, rate in info.finetune_alone_tokens_per_s.items():
         share, _, tokens = name.partition(" ")
@@ -77,6 +81,7 @@ def read_run(folder: Path) -> Source:
     columns = _columns(folder, record.steps, NEEDED[1:])
     everything = np.ones(len(columns["gap_ms"]), dtype=bool)
     columns["point"] = _blocks(columns["decode_units"], columns["gap_ms"], everything)
+    columns["group"] = np.floor(np.arange(len(everything)) / RUN_GROUP_STEPS)
     menu = _menu(folder, info.menu)
     time_s, latency_ms = (record.steps[name].to_numpy() for name in ("time_s", "latency_ms"))
     idle = np.flatnonzero(np.isnan(columns["gap_ms"][1:]))  # the row before an idle time
@@ -118,8 +123,19 @@ def _columns(path: Path, table: pa.Table, needed: tuple[str, ...]) -> Columns:
     defaults = {
         "context_max": found["context_sum"] / np.maximum(found["batch"], 1.0),
         "finetune_tokens": zeros + np.nan,
+        "group": found.get("point", zeros),
     }
     return {name: found.get(name, defaults.get(name, zeros)) for name in COLUMNS}
+
+
+def _groups(profile: Profile) -> NDArray[np.float64]:
+    """For each step the group that was being visited: a visit begins after idling, and its segments have the group."""
+    segment = profile.steps["segment"].to_numpy()
+    visit = np.cumsum(np.isnan(profile.steps["gap_ms"].to_numpy()))
+    group_of = dict(zip(*(profile.segments[name].to_pylist() for name in ("segment", "group")), strict=True))
+    pairs = zip(visit.tolist(), segment.tolist(), strict=True)
+    group_of_visit = {at: group_of.get(of, of) for at, of in pairs if of >= 0}
+    return np.array([group_of_visit.get(at, 0) for at in visit.tolist()], dtype=np.float64)
 
 
 def _blocks(decode_units: NDArray[np.float64], gap_ms: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[Any]:

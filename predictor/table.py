@@ -16,7 +16,6 @@ import numpy as np
 from harli.types import DecodeState, FinetuneState
 from predictor.artifact import Artifact
 from predictor.base import Floats, Forecast, Outlook, Predictor
-from predictor.bend import UNBENT, Bend
 from predictor.dataset import states
 from predictor.features import SHAPE, STATE
 from predictor.latency_model import LEAST_MS
@@ -40,12 +39,11 @@ class TablePredictor(Predictor):
         shares = len(self.menu.shares) - 1
         self._forecast = Forecast([0.0] * shares, [0.0] * shares, [0.0] * shares)
         self._at = (math.nan, -1)
-        self._solo_bend = self._model.solo_bend
         self._solo_base = tuple(self._model.solo_base.tolist())
         self._solo, self._corun = _Lookup(self._model.solo_trees), _Lookup(self._model.corun_trees)
         self._least_batch, self._largest = artifact.ranges.inner
         self._shape = (-1, -1)
-        self._splits: list[tuple[int, list[float], Bend, float, float]] = []
+        self._splits: list[tuple[int, list[float], float, float]] = []
         self._offsets: list[int] = []
         self._solo_offset = self._solo.offset(0.0, 0.0, 0.0)
 
@@ -65,9 +63,6 @@ class TablePredictor(Predictor):
         solo_ms = base[0] + base[1] * batch + base[2] * context + base[3] * prefill + base[4] * admitted
         if solo_ms < LEAST_MS:
             solo_ms = LEAST_MS
-        power, low_ms, high_ms, scale = self._solo_bend
-        inside = low_ms if solo_ms < low_ms else high_ms if solo_ms > high_ms else solo_ms
-        solo_ms *= scale * inside**power / inside
         solo_ms *= solo.values[self._solo_offset + solo.state_cell(batch, context, longest, prefill, admitted)]
         cell = corun.state_cell(batch, context, longest, prefill, admitted)
         thresholds, stride = corun.solo_axis
@@ -82,14 +77,13 @@ class TablePredictor(Predictor):
         gaps[0] = solo_ms
         limits[0] = solo_ms * alone_factor
         values, offsets = corun.values, self._offsets
-        for share, line, (power, low_ms, high_ms, scale), level, loss in self._splits:
+        for share, line, level, loss in self._splits:
             one, slope, per_batch, per_context, per_prefill, per_admitted = line
             gap_ms = one + slope * solo_ms + per_batch * batch + per_context * context
             gap_ms += per_prefill * prefill + per_admitted * admitted
             if gap_ms < LEAST_MS:
                 gap_ms = LEAST_MS
-            inside = low_ms if gap_ms < low_ms else high_ms if gap_ms > high_ms else gap_ms
-            gap_ms *= scale * inside**power / inside * values[offsets[share] + cell]
+            gap_ms *= values[offsets[share] + cell]
             if gap_ms < solo_ms:
                 gap_ms = solo_ms
             gaps[share] = gap_ms
@@ -138,11 +132,9 @@ class TablePredictor(Predictor):
         """Everything that follows from share and finetune shape."""
         rate = self._artifact.rate
         factor = rate.shape_factor(microbatch_tokens, kept_layers)
-        bends = self._model.corun_bends or (UNBENT,) * len(self.menu.splits)
-        lines = zip(self._model.corun_base.tolist(), bends, rate.level, rate.loss_per_ms, strict=True)
+        lines = zip(self._model.corun_base.tolist(), rate.level, rate.loss_per_ms, strict=True)
         self._splits = [
-            (place, line, bent, level * factor, loss * factor)
-            for place, (line, bent, level, loss) in enumerate(lines, 1)
+            (place, line, level * factor, loss * factor) for place, (line, level, loss) in enumerate(lines, 1)
         ]
         self._offsets = [
             self._corun.offset(share.finetune_share, float(microbatch_tokens), float(kept_layers))

@@ -1,13 +1,14 @@
 """Training a predictor: what is fitted on which operating points, and what decides what is kept.
 
-With enough operating points about a fifth is held out: never fitted, tuned or calibrated on, only judged
-on. Whether a point is held out follows from its own measurements, so it stays so when a later training
-has more data, and neither of two versions has seen what they are compared on. The others make
+What is held out is whole groups: the operating points of one batch and context at all shares, with the
+steps that led to them. With enough groups about a fifth is held out: never fitted, tuned or calibrated
+on, only judged on. Whether a group is held out follows from its own measurements, so it stays so when a
+later training has more data, and neither of two versions has seen what they are compared on. The others make
 ``FOLDS`` folds: tuning scores on them, and the bounds are calibrated on the predictions of models that
 had not seen the fold (Vovk, "Cross-conformal predictors", 2015). The model that is kept is fitted on all
-of the folds' points.
+of the folds' groups.
 
-With few points none is held out, and every model is judged on its predictions across folds, each fold
+With few groups none is held out, and every model is judged on its predictions across folds, each fold
 with bounds calibrated on the others. Tuning has seen these folds too, which flatters the two-stage model
 a little; the folds that judge are therefore not those that tune.
 """
@@ -37,7 +38,7 @@ from predictor.two_stage import TwoStage
 FOLDS = 5
 HOLD_OUT = 0.2
 HOLD_OUT_FROM = 100
-"""With fewer operating points than this all are needed to fit."""
+"""With fewer groups than this all are needed to fit."""
 LEAST_POINTS = FOLDS
 """Operating points of decode alone, and of splits, without which a fold would be without any."""
 
@@ -70,9 +71,9 @@ class Trained:
     trials: tuple[Trial, ...]
     params: Params
     held_out: bool
-    """Judged on held-out points; otherwise across folds."""
+    """Judged on held-out groups; otherwise across folds."""
     seen: frozenset[str]
-    """Keys of the operating points that the model was fitted on."""
+    """Keys of the groups that the model was fitted on."""
 
     @property
     def verdict(self) -> str:
@@ -121,18 +122,18 @@ def train(
         trials=trials,
         params=dict(tuned.get(model.name, {})),
         held_out=bool(judge_rows.size),
-        seen=frozenset(point_keys(fitted_on).values()),
+        seen=frozenset(group_keys(fitted_on).values()),
     )
 
 
-def point_keys(data: Dataset) -> dict[int, str]:
-    """A name for each operating point that follows from its measurements alone."""
+def group_keys(data: Dataset) -> dict[int, str]:
+    """A name for each group that follows from its measurements alone."""
     keys = {}
-    for rows in rows_by_point(data.point):
+    for rows in rows_by_point(data.group):
         digest = hashlib.blake2b(digest_size=8)
         for column in (data.batch, data.context_sum, data.decode_units, data.gap_ms):
             digest.update(np.ascontiguousarray(column[rows]).tobytes())
-        keys[int(data.point[rows[0]])] = digest.hexdigest()
+        keys[int(data.group[rows[0]])] = digest.hexdigest()
     return keys
 
 
@@ -190,29 +191,15 @@ class _Judging:
 
 def _hold_out(data: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row numbers to fit on, and to hold out."""
-    keys, side = point_keys(data), companions(data)
+    keys = group_keys(data)
     everything = np.arange(len(data))
     _check_points(data)
-    if len(np.unique(side)) < HOLD_OUT_FROM:
+    if len(keys) < HOLD_OUT_FROM:
         return everything, everything[:0]
-    chosen = [point for point, key in keys.items() if int(key, 16) < HOLD_OUT * 2**64]
-    held = np.isin(side, chosen)
+    chosen = [group for group, key in keys.items() if int(key, 16) < HOLD_OUT * 2**64]
+    held = np.isin(data.group, chosen)
     _check_points(data.take(~held))
     return everything[~held], everything[held]
-
-
-def companions(data: Dataset) -> NDArray[np.int64]:
-    """For each row the operating point that it is held out with [rows].
-
-    That is its own, and for a block of steps in between the one measured next: those steps led up to it,
-    and neighbouring steps must not be told apart. A run has only blocks, and there each is on its own.
-    """
-    measured = np.flatnonzero(data.repeats)
-    following = np.searchsorted(measured, np.arange(len(data)))
-    side = data.point.copy()
-    led = following < len(measured)
-    side[led] = data.point[measured[following[led]]]
-    return side
 
 
 def _check_points(data: Dataset) -> None:
@@ -222,15 +209,13 @@ def _check_points(data: Dataset) -> None:
 
 
 def _folds(data: Dataset, seed: int) -> list[Fold]:
-    """``FOLDS`` folds of whole operating points with their companions, every share's spread evenly over them."""
-    rng, side = np.random.default_rng(seed), companions(data)
-    points = np.unique(side)
-    order = rng.permutation(len(points))
-    share = data.share[[np.flatnonzero(data.point == point)[0] for point in points]]
-    order = order[np.argsort(share[order], kind="stable")]
-    fold = np.empty(len(points), dtype=np.int64)
-    fold[order] = np.arange(len(points)) % FOLDS
-    of_row = fold[np.searchsorted(points, side)]
+    """``FOLDS`` folds of whole groups; groups of one share only are spread evenly over them."""
+    groups, first = np.unique(data.group, return_index=True)
+    order = np.random.default_rng(seed).permutation(len(groups))
+    order = order[np.argsort(data.share[first][order], kind="stable")]
+    fold = np.empty(len(groups), dtype=np.int64)
+    fold[order] = np.arange(len(groups)) % FOLDS
+    of_row = fold[np.searchsorted(groups, data.group)]
     return [Fold(np.flatnonzero(of_row != number), np.flatnonzero(of_row == number)) for number in range(FOLDS)]
 
 

@@ -20,6 +20,8 @@ from harli.types import HarliError
 from predictor.base import Floats
 from predictor.features import SHAPE
 
+FREE = {"batch", "solo_ms", *SHAPE}
+"""Features that the factor may fall with: some batch sizes have slower kernels than larger ones."""
 CELL_LIMIT = 4_000_000
 CHUNK_ROWS = 200_000
 """Cells are computed in pieces, to bound the memory that takes."""
@@ -69,7 +71,7 @@ class Trees:
         l2: float,
         seed: int,
     ) -> Self | None:
-        """Fit log(gap / base). More load is never faster, so the factor never falls with a feature of the state.
+        """Fit log(gap / base). The factor never falls with a feature that is not in ``FREE``.
 
         ``bins`` limits each feature's distinct values. None without rounds or rows.
         """
@@ -85,7 +87,7 @@ class Trees:
             "min_data_in_leaf": leaf_rows,
             "lambda_l2": l2,
             "max_bin_by_feature": [bins[name] for name in features],
-            "monotone_constraints": [0 if name in SHAPE else 1 for name in features],
+            "monotone_constraints": [0 if name in FREE else 1 for name in features],
             "seed": seed,
             "deterministic": True,
             "force_row_wise": True,

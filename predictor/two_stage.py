@@ -3,10 +3,9 @@
 The first stage predicts the gap of decode alone from the state. The second takes that prediction, the
 state, the share and the finetune shape. Its base is linear in the predicted solo gap (the slowdown
 proper) and in the state, per split, and its trees learn the log residual over that base. Written that
-way, and not as slowdown times solo gap, the slowdown may shrink as the load grows while the gap beside
-finetuning still never falls (see ``predictor.latency_model``; for gaps that are not convex in the load
-``predictor.bend``). With no trees it is a linear model per share, so it needs no more data than that,
-and outside the data it goes on linearly.
+way, and not as slowdown times solo gap, the slowdown may shrink as contexts grow while the gap beside
+finetuning still never falls (see ``predictor.latency_model``). With no trees it is a linear model per
+share, so it needs no more data than that, and outside the data it goes on linearly.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import numpy as np
 
 from predictor.base import Floats
 from predictor.base_fit import corun_base, solo_base
-from predictor.bend import bend, fit_bend
 from predictor.dataset import Dataset
 from predictor.features import matrix
 from predictor.latency_model import LatencyModel, Params
@@ -36,9 +34,7 @@ CORUN_BINS = {
 
 DEFAULTS = {
     "solo_rounds": 60, "solo_leaves": 4, "solo_learning_rate": 0.1, "solo_leaf_points": 5.0, "solo_l2": 5.0,
-    "solo_power": 1.0,
     "corun_rounds": 60, "corun_leaves": 4, "corun_learning_rate": 0.1, "corun_leaf_points": 5.0, "corun_l2": 5.0,
-    "corun_power": 1.0,
 }  # fmt: skip
 
 
@@ -52,18 +48,12 @@ class TwoStage(LatencyModel):
         """Fit both stages. ``{stage}_leaf_points`` is the fewest operating points that a leaf may stand on."""
         alone, beside = data.take(data.solo), data.take(~data.solo)
         model = cls(solo_base(data), np.zeros((0, 0)))
-        power = _power("solo", params)
-        model = replace(model, solo_bend=fit_bend(model.solo_line(alone), alone.gap_ms, power))
         trees = _trees("solo", alone, model.predict_solo(alone), SOLO_BINS, params, seed)
         model = replace(model, solo_trees=trees)
         model = replace(model, corun_base=corun_base(data, model.predict_solo(data)))
         solo_ms = model.predict_solo(beside)
-        line_ms, power = model.corun_line(beside, solo_ms), _power("corun", params)
-        at = [beside.share == place for place in range(1, len(data.menu.shares) - 1)]
-        bends = tuple(fit_bend(line_ms[rows], beside.gap_ms[rows], power) for rows in at)
-        base_ms = bend(line_ms, np.array(bends)[beside.share - 1])
-        trees = _trees("corun", beside, base_ms, CORUN_BINS, params, seed, solo_ms)
-        return replace(model, corun_bends=bends, corun_trees=trees)
+        trees = _trees("corun", beside, model.corun_line(beside, solo_ms), CORUN_BINS, params, seed, solo_ms)
+        return replace(model, corun_trees=trees)
 
     @staticmethod
     def space(trial: Trial) -> dict[str, float | int]:
@@ -75,14 +65,7 @@ class TwoStage(LatencyModel):
             found[f"{stage}_learning_rate"] = trial.suggest_float(f"{stage}_learning_rate", 0.02, 0.2, log=True)
             found[f"{stage}_leaf_points"] = trial.suggest_float(f"{stage}_leaf_points", 1.0, 12.0, log=True)
             found[f"{stage}_l2"] = trial.suggest_float(f"{stage}_l2", 0.1, 100.0, log=True)
-            found[f"{stage}_power"] = trial.suggest_float(f"{stage}_power", 0.2, 1.0, step=0.1)
         return found
-
-
-def _power(stage: str, params: Params) -> float:
-    """Of the stage's bend; a line without trees stays straight."""
-    values = {**DEFAULTS, **params}
-    return float(values[f"{stage}_power"]) if values[f"{stage}_rounds"] else 1.0
 
 
 def _trees(

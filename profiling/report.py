@@ -23,8 +23,12 @@ BATCHES = ((1, 1), (2, 4), (5, 12), (13, 48), (49, 1 << 30))
 
 @dataclass(frozen=True)
 class Report:
-    """Numbers of a profile. Noise is the mean deviation of a step's gap from the median of its operating point,
-    as a fraction: what a predictor that knew every point exactly would still miss by."""
+    """Numbers of a profile.
+
+    Noise is the mean deviation of a step's gap from the median of its operating point, as a fraction: what
+    a predictor that knew every point exactly would still miss by. It is taken from the reference, which was
+    visited throughout, since within seconds a machine is more like itself than it will be to a predictor.
+    """
 
     points: int
     steps: int
@@ -71,7 +75,8 @@ def assess(steps: pa.Table, segments: pa.Table, menu: Menu, planned: int, limits
     medians = _medians(point[clean], gap[clean])
     deviation = np.array([abs(g / medians[p] - 1.0) for p, g in zip(point[clean], gap[clean], strict=True)])
     alone = share[clean] == 0
-    noise_solo, noise_corun = (float(deviation[mask].mean()) if mask.any() else None for mask in (alone, ~alone))
+    again = np.isin(point[clean], _reference_points(segments))
+    noise_solo, noise_corun = (_mean(deviation, side, again) for side in (alone, ~alone))
     course = _drift_course(kept, segments)
     drift = float(np.percentile([abs(ratio - 1.0) for _, ratio, _ in course], 90)) if len(course) > 2 else None
     groups = len(set(segments["group"].to_pylist()) - {planned})
@@ -114,6 +119,16 @@ def _column(table: pa.Table, name: str) -> Floats:
 
 def _medians(keys: Floats, values: Floats) -> dict[float, float]:
     return {key: float(np.median(values[keys == key])) for key in np.unique(keys)}
+
+
+def _reference_points(segments: pa.Table) -> list[int]:
+    return [row["point"] for row in segments.to_pylist() if row["purpose"] == "reference"]
+
+
+def _mean(values: Floats, side: NDArray[np.bool_], preferred: NDArray[np.bool_]) -> float | None:
+    """Of the preferred values of a side, or of all of them where none is preferred; None of nothing."""
+    chosen = side & preferred if (side & preferred).any() else side
+    return float(values[chosen].mean()) if chosen.any() else None
 
 
 def _drift_course(kept: pa.Table, segments: pa.Table) -> list[tuple[float, float, int]]:

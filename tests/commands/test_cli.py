@@ -11,7 +11,18 @@ from typer.testing import CliRunner
 from harli.cli import app, main
 from harli.commands import complete
 
-COMMANDS = ("run", "profile", "train-predictor", "predictors", "simulate", "runs", "show", "publish", "policies", "doctor")
+COMMANDS = (
+    "run",
+    "profile",
+    "train-predictor",
+    "predictors",
+    "simulate",
+    "runs",
+    "show",
+    "publish",
+    "policies",
+    "doctor",
+)
 
 
 def test_version_names_engine_and_torch() -> None:

@@ -64,6 +64,7 @@ def synthetic(
     return replace(
         data,
         point=each.astype(np.int64),
+        group=each.astype(np.int64),
         repeats=np.ones(rows, dtype=bool),
         gap_ms=gap_ms,
         finetune_tokens=tokens,

@@ -10,7 +10,7 @@ from predictor.two_stage import TwoStage
 from tests.predictor.builders import MENU, synthetic
 
 ROUGH = {f"{stage}_{name}": value for stage in ("solo", "corun") for name, value in
-         (("rounds", 80), ("leaves", 8), ("leaf_points", 1.0), ("l2", 0.1), ("power", 0.5))}  # fmt: skip
+         (("rounds", 80), ("leaves", 8), ("leaf_points", 1.0), ("l2", 0.1))}  # fmt: skip
 """Parameters that make many cells."""
 
 

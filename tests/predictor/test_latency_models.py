@@ -24,7 +24,7 @@ from tests.predictor.fitted import ROUGH
 NO_TREES = {"solo_rounds": 0, "corun_rounds": 0}
 
 TRAIN, TEST = synthetic(132, 12, seed=1), synthetic(100, 4, seed=2)
-BENT = TwoStage.fit(TRAIN, ROUGH, 0)
+ROUGHLY = TwoStage.fit(TRAIN, ROUGH, 0)
 TWO, ONE = TwoStage.fit(TRAIN, {}, 0), OneStage.fit(TRAIN, {}, 0)
 
 
@@ -57,14 +57,17 @@ def test_two_stages_beat_their_rivals_on_the_law_of_the_builder() -> None:
     assert errors["two-stage"] < 0.015
 
 
-def test_bent_bases_follow_a_law_in_steps() -> None:
-    train, test = (replace(data, gap_ms=stepped(data)) for data in (TRAIN, TEST))
-    bent, straight = (
-        error(TwoStage.fit(train, {"solo_power": power, "corun_power": power}, 0), test, stepped(test))
-        for power in (0.5, 1.0)
-    )
-    assert bent < 0.8 * straight
-    assert bent < error(OneStage.fit(train, {}, 0), test, stepped(test))
+def test_a_batch_size_with_a_slow_kernel_is_learned() -> None:
+    """Batch 2 takes longer than batch 3."""
+
+    def kinked(data: Dataset) -> Floats:
+        return truth_ms(data) * np.where(data.batch == 2, 1.25, 1.0)
+
+    train, test = (synthetic(400, 10, seed=seed, max_batch=6) for seed in (5, 6))
+    fitted = TwoStage.fit(replace(train, gap_ms=kinked(train)), {}, 0)
+    assert error(fitted, test, kinked(test)) < 0.03
+    gaps = fitted.predict_solo(states(MENU, 0, [2, 3], 2000))
+    assert gaps[0] > gaps[1]
 
 
 def test_without_trees_it_is_linear_and_goes_on_linearly() -> None:
@@ -77,19 +80,21 @@ def test_without_trees_it_is_linear_and_goes_on_linearly() -> None:
 
 
 def test_far_outside_the_data_the_gap_grows_in_proportion() -> None:
-    near, far = BENT.predict(states(MENU, [0, 0], [200, 400], [2e5, 4e5]))
+    near, far = ROUGHLY.predict(states(MENU, [0, 0], [200, 400], [2e5, 4e5]))
     assert 1.8 < far / near <= 2.0
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     state=st.tuples(*(st.integers(0, high) for high in (63, 80_000, 8_000, 300, 6))),
-    more=st.tuples(*(st.integers(0, high) for high in (10, 20_000, 2_000, 200, 2))),
+    more=st.tuples(st.just(0), *(st.integers(0, high) for high in (20_000, 2_000, 200, 2))),
     tokens=st.sampled_from([0, 128, 256, 512, 2048]),
 )
-def test_more_load_is_never_faster(state: tuple[int, ...], more: tuple[int, ...], tokens: int) -> None:
+def test_more_context_prefill_or_admissions_are_never_faster(
+    state: tuple[int, ...], more: tuple[int, ...], tokens: int
+) -> None:
     rows = np.array([state, np.add(state, more)], dtype=np.float64)
-    for model in (TWO, BENT, CORNERED, ONE):
+    for model in (TWO, ROUGHLY, CORNERED, ONE):
         for share in (0, 1, 2):
             gaps = model.predict(
                 states(
@@ -105,7 +110,7 @@ CORNERED = TwoStage.fit(replace(TRAIN, gap_ms=stepped(TRAIN)), ROUGH, 0)
 
 def test_the_finetune_shape_means_nothing_to_decode_alone() -> None:
     shapes = [states(MENU, 0, 8, 4000, microbatch_tokens=tokens) for tokens in (0, 512)]
-    for model in (BENT, ONE):
+    for model in (ROUGHLY, ONE):
         assert model.predict(shapes[0]) == model.predict(shapes[1])
 
 

@@ -12,7 +12,7 @@ from predictor import training
 from predictor.contest import contest
 from predictor.dataset import ROW_FIELDS
 from predictor.scoring import Difference, score
-from predictor.training import FOLDS, Trained, best_of, companions, point_keys, train
+from predictor.training import FOLDS, Trained, best_of, group_keys, train
 from predictor.tuning import Budget
 from tests.predictor.builders import IDENTITY, synthetic
 
@@ -35,7 +35,7 @@ def few() -> Trained:
 
 
 def keys(data) -> set[str]:
-    return set(point_keys(data).values())
+    return set(group_keys(data).values())
 
 
 def same(one: Trained, other: Trained) -> bool:
@@ -59,7 +59,7 @@ def test_held_out_points_are_neither_fitted_nor_tuned_on(many):
 
 def test_what_is_held_out_stays_so_with_more_data_and_any_seed(many):
     shifted = synthetic(80, 10, seed=9)
-    shifted = replace(shifted, point=shifted.point + 1000)
+    shifted = replace(shifted, point=shifted.point + 1000, group=shifted.group + 1000)
     both = {name: np.concatenate([getattr(shifted, name), getattr(DATA, name)]) for name in ROW_FIELDS}
     more = trained(replace(DATA, **both, sha256="both"), trials=1, seed=5)
     assert keys(many.winner.judged.data) < keys(more.winner.judged.data)
@@ -84,19 +84,14 @@ def test_folds_are_whole_points_with_every_share_in_each(data):
         assert set(data.share[fold.test]) == set(data.share)
 
 
-def test_steps_between_points_go_where_the_next_point_goes():
-    """Rows in the order of time: in front of every point, a block of its own leads up to it."""
-    half = np.arange(len(DATA)) % 10 < 5
-    mixed = replace(DATA, point=np.where(half, DATA.point + 1000, DATA.point), repeats=~half)
-    np.testing.assert_array_equal(companions(mixed), DATA.point)
-    for fold in training._folds(mixed, seed=0):
-        assert set(DATA.point[fold.fit]).isdisjoint(DATA.point[fold.test])
-    judged = trained(mixed, trials=1).winner.judged.data
-    assert {point % 1000 for point in judged.point[judged.repeats]} == {
-        point % 1000 for point in judged.point[~judged.repeats]
-    }
-    run = replace(mixed, repeats=np.zeros(len(DATA), dtype=bool))
-    np.testing.assert_array_equal(companions(run), run.point)
+def test_a_group_is_held_out_as_a_whole():
+    """Three points, one at every share, and the steps that led to them."""
+    grouped = replace(DATA, group=DATA.point // 3)
+    for fold in training._folds(grouped, seed=0):
+        assert set(grouped.group[fold.fit]).isdisjoint(grouped.group[fold.test])
+    fit, held = training._hold_out(DATA)
+    assert len(held)
+    assert set(DATA.group[fit]).isdisjoint(DATA.group[held])
 
 
 def test_the_same_data_and_seed_give_the_same(many, few):
@@ -177,7 +172,7 @@ def test_the_champion_stays_unless_the_new_version_is_better_on_fresh_points(man
     again = contest(many, many.artifact, many.seen)
     assert not again.champion
     assert "no better than the champion" in again.reason
-    assert f"on {len(keys(many.winner.judged.data))} fresh points" in again.reason
+    assert f"on {len(keys(many.winner.judged.data))} fresh groups" in again.reason
     worse = replace(many.artifact.model, solo_base=many.artifact.model.solo_base * 1.2)
     better = contest(many, replace(many.artifact, model=worse), many.seen)
     assert better.champion
@@ -187,9 +182,9 @@ def test_the_champion_stays_unless_the_new_version_is_better_on_fresh_points(man
 def test_points_that_the_champion_has_seen_do_not_judge(few):
     verdict = contest(few, few.artifact, few.seen)
     assert not verdict.champion
-    assert "only 0 operating points are new to both" in verdict.reason
+    assert "only 0 groups of steps are new to both" in verdict.reason
     fresh = frozenset(sorted(few.seen)[:20])
-    assert "fresh points" in contest(few, few.artifact, fresh).reason
+    assert "fresh groups" in contest(few, few.artifact, fresh).reason
 
 
 def test_a_champion_of_something_else_is_no_rival(many):

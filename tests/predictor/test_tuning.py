@@ -57,7 +57,8 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path, monkeypatch, refer
         with pytest.raises(KeyboardInterrupt):
             tune(DATA, FOLDS, Budget(8), seed=1, storage=storage)
     heard: list[Trial] = []
-    assert results(tune(DATA, FOLDS, Budget(8), seed=1, storage=storage, on_trial=heard.append)) == results(reference[:8])
+    resumed = tune(DATA, FOLDS, Budget(8), seed=1, storage=storage, on_trial=heard.append)
+    assert results(resumed) == results(reference[:8])
     assert len(heard) == 8
     again = tune(DATA, FOLDS, Budget(5), seed=1, storage=storage)
     assert results(again) == results(reference[:5])
