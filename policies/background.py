@@ -1,69 +1,63 @@
-"""Slow work beside a policy's hot path: one question at a time, the latest answer at hand."""
+"""Slow work beside a policy's hot path: done again and again, the latest answer at hand."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 
-class Background(Generic[Question, Answer]):
-    """Answers questions with ``work``, in a daemon thread of its own or, for determinism, while the asker waits.
+class Background(Generic[Answer]):
+    """Does ``work`` every so often, in a daemon thread of its own or, for determinism, while ``step`` waits.
 
-    The thread starts with the first question and ends when this object is collected. ``work`` must not refer to it.
+    ``work`` returns None to keep the answer of before, and must not refer to the owner of this object: the
+    thread, which begins with the first step, ends when this object is collected.
     """
 
-    def __init__(self, work: Callable[[Question], Answer], threaded: bool) -> None:
+    def __init__(self, work: Callable[[], Answer | None], every_s: float, threaded: bool) -> None:
         self._box = _Box(work)
+        self._every_s = every_s
         self._threaded = threaded
-        self._started = False
+        self._next_s = float("-inf")
 
-    def ask(self, question: Question) -> bool:
-        """Have ``question`` answered; False if the one before is not answered yet. Takes a few microseconds."""
+    def step(self, now_s: float) -> Answer | None:
+        """The latest answer, None before the first; ``now_s`` is the step's own time. Raises what the work raised."""
         box = self._box
-        if box.busy:
-            return False
-        box.busy = True
-        if not self._threaded:
-            box.answer_to(question)
-            return True
-        if not self._started:
-            self._started = True
-            threading.Thread(target=box.serve, name="harli-policy", daemon=True).start()
-            weakref.finalize(self, box.questions.put, None)
-        box.questions.put((question,))
-        return True
-
-    @property
-    def answer(self) -> Answer | None:
-        """The latest answer, None before the first. Raises what the work has raised."""
-        if self._box.error is not None:
-            raise self._box.error
-        return self._box.answer
+        if now_s >= self._next_s:
+            if self._threaded:
+                self._next_s = float("inf")
+                threading.Thread(target=box.serve, args=(self._every_s,), name="harli-policy", daemon=True).start()
+                weakref.finalize(self, box.ended.set)
+            else:
+                self._next_s = now_s + self._every_s
+                box.work_once()
+        if box.error is not None:
+            raise box.error
+        return box.answer
 
 
-class _Box(Generic[Question, Answer]):
+class _Box(Generic[Answer]):
     """What the thread may hold on to while the owner goes."""
 
-    def __init__(self, work: Callable[[Question], Answer]) -> None:
-        self.questions: SimpleQueue[tuple[Question] | None] = SimpleQueue()
+    def __init__(self, work: Callable[[], Answer | None]) -> None:
         self.answer: Answer | None = None
         self.error: Exception | None = None
-        self.busy = False
+        self.ended = threading.Event()
         self._work = work
 
-    def serve(self) -> None:
-        while (question := self.questions.get()) is not None:
-            self.answer_to(question[0])
+    def serve(self, every_s: float) -> None:
+        self.work_once()
+        while self.error is None and not self.ended.wait(every_s):
+            self.work_once()
 
-    def answer_to(self, question: Question) -> None:
+    def work_once(self) -> None:
         try:
-            self.answer = self._work(question)
+            answer = self._work()
         except Exception as error:
             self.error = error
-        self.busy = False
+            return
+        if answer is not None:
+            self.answer = answer

@@ -68,6 +68,11 @@ class LoadMeter:
         self._actual_ms *= kept
         self._last_s, self._last_batch, self._last_waiting = decode.time_s, batch, waiting
 
+    @property
+    def now_s(self) -> float:
+        """The time of the last step."""
+        return self._last_s
+
     def took(self, planned_ms: float, actual_ms: float) -> None:
         """A step took ``actual_ms`` where the plan had ``planned_ms``; a stall counts as at most five such steps."""
         self._planned_ms += planned_ms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar
 
 from harli.types import Decision, DecodeState, FinetuneState, HarliError, StepRecord
@@ -51,18 +50,14 @@ class Qos(Policy):
         self._holding = [next((i for i, s in enumerate(shares) if s.finetune >= n), len(shares) - 1) for n in held]
         self._last = 0
         self._meter = LoadMeter(context.max_batch)
-        self._planner: Background[_Question, Plan]
-        self._planner = Background(partial(_answer, self._predictor, context, slowdown), background)
-        self._asked: Load | None = None
-        self._asked_shape = (0, 0)
-        self._asked_s = self._check_s = float("-inf")
+        self._planning = _Planning(self._predictor, context, slowdown, self._meter)
+        self._planner = Background(self._planning, CHECK_S, background)
         self._plan: Plan | None = None
 
     def decide(self, decode: DecodeState, finetune: FinetuneState) -> Decision:
         self._meter.step(decode)
-        if decode.time_s >= self._check_s:
-            self._check(decode.time_s, finetune)
-        plan = self._plan = self._planner.answer
+        self._planning.finetune = finetune
+        plan = self._plan = self._planner.step(decode.time_s)
         window_ms = 0.0
         if plan is None or decode.waiting or not finetune.ready:
             self._last = 0
@@ -105,22 +100,25 @@ class Qos(Policy):
             return 0.0
         return window_ms
 
-    def _check(self, now_s: float, finetune: FinetuneState) -> None:
-        """Have a new plan made if the old one is out of date."""
-        self._check_s = now_s + CHECK_S
-        load, shape = self._meter.load(), (finetune.microbatch_tokens, finetune.kept_layers)
-        if (
-            self._asked is None
-            or shape != self._asked_shape
-            or now_s >= self._asked_s + REFRESH_S
-            or load.differs(self._asked, MOVED)
-        ) and self._planner.ask((load, replace(finetune))):
-            self._asked, self._asked_shape, self._asked_s = load, shape, now_s
 
+class _Planning:
+    """Makes a new plan when the old one is out of date; beside the hot path, so it only reads what the policy has."""
 
-_Question = tuple[Load, FinetuneState]
+    def __init__(self, predictor: Predictor, context: PolicyContext, slowdown: float, meter: LoadMeter) -> None:
+        self.finetune = FinetuneState()
+        self._predictor = predictor
+        self._context = context
+        self._slowdown = slowdown
+        self._meter = meter
+        self._made_for: Load | None = None
+        self._made_shape = (0, 0)
+        self._made_s = 0.0
 
-
-def _answer(predictor: Predictor, context: PolicyContext, slowdown: float, question: _Question) -> Plan:
-    load, finetune = question
-    return make_plan(predictor, context.slo, load, finetune, slowdown)
+    def __call__(self) -> Plan | None:
+        finetune, now_s, load = replace(self.finetune), self._meter.now_s, self._meter.load()
+        shape = (finetune.microbatch_tokens, finetune.kept_layers)
+        old = self._made_for
+        if old and shape == self._made_shape and now_s < self._made_s + REFRESH_S and not load.differs(old, MOVED):
+            return None
+        self._made_for, self._made_shape, self._made_s = load, shape, now_s
+        return make_plan(self._predictor, self._context.slo, load, finetune, self._slowdown)

@@ -22,8 +22,12 @@ from predictor.latency_model import LEAST_MS
 from predictor.ranges import FAR, GROWTH
 from predictor.trees import Cells, Trees
 
-Axis = tuple[tuple[float, ...], int]
-"""A feature's thresholds and stride; no threshold where the trees do not use it."""
+Axis = tuple["array[float]", int]
+"""A feature's thresholds and stride; no threshold where the trees do not use it.
+
+An array, since a step of decode has emptied the caches: a tuple's floats lie all over memory.
+"""
+NO_AXIS: Axis = (array("d"), 0)
 
 
 class TablePredictor(Predictor):
@@ -152,11 +156,14 @@ class _Lookup:
         axes = (
             {}
             if trees is None
-            else dict(zip(trees.features, zip(trees.thresholds, trees.strides, strict=True), strict=True))
+            else {
+                name: (array("d", thresholds), stride)
+                for name, thresholds, stride in zip(trees.features, trees.thresholds, trees.strides, strict=True)
+            }
         )
-        self.solo_axis: Axis = axes.get("solo_ms", ((), 0))
-        self._state: tuple[Axis, ...] = tuple(axes.get(name, ((), 0)) for name in STATE)
-        self._shape: tuple[Axis, ...] = tuple(axes.get(name, ((), 0)) for name in SHAPE)
+        self.solo_axis: Axis = axes.get("solo_ms", NO_AXIS)
+        self._state: tuple[Axis, ...] = tuple(axes.get(name, NO_AXIS) for name in STATE)
+        self._shape: tuple[Axis, ...] = tuple(axes.get(name, NO_AXIS) for name in SHAPE)
 
     def state_cell(self, batch: int, context: int, longest: int, prefill: int, admitted: int) -> int:
         """What the state adds to the place."""

@@ -14,47 +14,32 @@ def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "harli-policy"}
 
 
-def wait_for(work: Background[int, float]) -> None:
-    while work.answer is None:
-        pass
-
-
-def test_inline_answers_at_once() -> None:
-    before = threads()
-    work: Background[int, int] = Background(lambda question: question + 1, threaded=False)
-    assert work.answer is None
-    assert work.ask(1)
-    assert work.answer == 2
-    assert work.ask(5)
-    assert work.answer == 6
+def test_inline_works_at_its_own_times() -> None:
+    before, answers = threads(), iter([1, None, 3])
+    work: Background[int] = Background(lambda: next(answers), 1.0, threaded=False)
+    assert [work.step(now_s) for now_s in (10.0, 10.9, 11.0, 11.5, 12.1)] == [1, 1, 1, 1, 3]
     assert threads() <= before
 
 
-def test_one_question_at_a_time_and_the_asker_does_not_wait() -> None:
-    go, done = threading.Event(), threading.Event()
+def test_the_caller_does_not_wait_for_the_thread() -> None:
+    go = threading.Event()
 
-    def slow(question: int) -> int:
+    def slow() -> int:
         assert go.wait(30.0)
-        done.set()
-        return question
+        return 7
 
-    work = Background(slow, threaded=True)
-    assert work.ask(1)
-    assert not work.ask(2)
-    assert work.answer is None
+    work = Background(slow, 0.001, threaded=True)
+    assert work.step(0.0) is None
+    assert work.step(5.0) is None
     go.set()
-    assert done.wait(30.0)
-    while not work.ask(3):
-        pass
-    while work.answer != 3:
+    while work.step(6.0) != 7:
         pass
 
 
-def test_the_thread_ends_with_its_owner() -> None:
-    work: Background[int, int] = Background(abs, threaded=True)
-    before = threads()
-    work.ask(-1)
-    while work.answer is None:
+def test_the_thread_works_again_and_ends_with_its_owner() -> None:
+    before, counts = threads(), iter(range(1, 1_000_000))
+    work: Background[int] = Background(lambda: next(counts), 0.001, threaded=True)
+    while (work.step(0.0) or 0) < 3:
         pass
     (thread,) = threads() - before
     assert thread.daemon
@@ -65,8 +50,12 @@ def test_the_thread_ends_with_its_owner() -> None:
 
 
 @pytest.mark.parametrize("threaded", [False, True])
-def test_an_exception_reaches_the_asker(threaded: bool) -> None:
-    work: Background[int, float] = Background(lambda question: 1 / question, threaded)
-    work.ask(0)
+def test_an_exception_reaches_the_caller(threaded: bool) -> None:
+    work: Background[float] = Background(lambda: 1 / 0, 1.0, threaded)
+
+    def until_it_raises() -> None:
+        while True:
+            work.step(0.0)
+
     with pytest.raises(ZeroDivisionError):
-        wait_for(work)
+        until_it_raises()
