@@ -24,7 +24,9 @@ $(VENV)/.installed: $(REQUIREMENTS) pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/harli run --policy static --model small --slo-tpot-ms 80 --requests-per-s 0.6 --duration 60
+	$(BIN)/harli profile --model small --budget-minutes 1
+	$(BIN)/harli train-predictor --trials 10
+	$(BIN)/harli run --policy qos --model small --slo-tpot-ms 80 --requests-per-s 0.6 --duration 60
 
 test: setup
 	$(BIN)/pytest

@@ -23,9 +23,7 @@ from harli.records.schema import FinetuneInfo, RunInfo
 from harli.records.writer import RecordWriter
 from harli.run import EngineDiedError, PolicyRun
 from harli.types import HarliError, Slo
-from harli.workload.base import Workload, fit
-from harli.workload.generate import generate
-from harli.workload.trace import read_trace
+from harli.workload.make import make_workload
 
 ENGINE_LOG = "engine.log"
 DIED = "the engine process died; decode was restarted without finetuning"
@@ -51,11 +49,11 @@ class Experiment:
         self.slo = Slo(settings.slo.itl_ms, settings.slo.tpot_ms)
         self.predictor = choose(settings, self.slo)
         arguments = engine_arguments(settings.engine)
-        self.workload = _workload(settings, arguments["max_model_len"])
+        self.workload = make_workload(settings.workload, arguments["max_model_len"])
         self.settings = settings
         self._model = arguments["model"]
         if settings.finetune.data is not None:
-            _check_data(settings.finetune.data, arguments["model"], settings.finetune.microbatch_tokens)
+            check_data(settings.finetune.data, arguments["model"], settings.finetune.microbatch_tokens)
 
     async def execute(
         self, folder: Path, on_start: Callable[[list[str]], None], on_progress: Callable[[Progress], None]
@@ -121,18 +119,8 @@ class Experiment:
         )
 
 
-def _workload(settings: RunSettings, max_model_len: int) -> Workload:
-    wanted = settings.workload
-    if wanted.trace is not None:
-        requests = read_trace(wanted.trace)
-    else:
-        unscaled_s = wanted.duration_s * wanted.rate_scale  # fit divides arrivals by the scale
-        requests = generate(seed=wanted.seed, duration_s=unscaled_s, requests_per_s=wanted.requests_per_s)
-    return fit(requests, max_model_len, rate_scale=wanted.rate_scale, duration_s=wanted.duration_s)
-
-
-def _check_data(data: Path, model: str, microbatch_tokens: int) -> None:
-    """Read the finetuning data once here, so that a bad line is told before the engine starts."""
+def check_data(data: Path, model: str, microbatch_tokens: int) -> None:
+    """Read finetuning data once, so that a bad line is told before the engine starts. Raises HarliError for one."""
     from transformers import AutoTokenizer
 
     try:

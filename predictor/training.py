@@ -39,8 +39,8 @@ FOLDS = 5
 HOLD_OUT = 0.2
 HOLD_OUT_FROM = 100
 """With fewer groups than this all are needed to fit."""
-LEAST_POINTS = FOLDS
-"""Operating points of decode alone, and of splits, without which a fold would be without any."""
+LEAST_GROUPS = FOLDS
+"""Groups with decode alone, and with a split, without which a fold would be without any."""
 
 Params = dict[str, float | int]
 
@@ -193,19 +193,22 @@ def _hold_out(data: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row numbers to fit on, and to hold out."""
     keys = group_keys(data)
     everything = np.arange(len(data))
-    _check_points(data)
+    _check_groups(data)
     if len(keys) < HOLD_OUT_FROM:
         return everything, everything[:0]
     chosen = [group for group, key in keys.items() if int(key, 16) < HOLD_OUT * 2**64]
     held = np.isin(data.group, chosen)
-    _check_points(data.take(~held))
+    _check_groups(data.take(~held))
     return everything[~held], everything[held]
 
 
-def _check_points(data: Dataset) -> None:
+def _check_groups(data: Dataset) -> None:
     for rows, name in ((data.solo, "of decode alone"), (~data.solo, "beside finetuning")):
-        if (count := len(np.unique(data.point[rows]))) < LEAST_POINTS:
-            raise HarliError(f"{count} operating points {name} are too few to calibrate: {LEAST_POINTS} are needed")
+        if (count := len(np.unique(data.group[rows]))) < LEAST_GROUPS:
+            raise HarliError(
+                f"{count} groups of operating points {name} are too few to calibrate: {LEAST_GROUPS} are needed; "
+                "profile for longer"
+            )
 
 
 def _folds(data: Dataset, seed: int) -> list[Fold]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,7 +173,7 @@ def _slowdowns(kept: pa.Table, segments: pa.Table, menu: Menu) -> dict[tuple[str
                 ratios.setdefault((str(split), _bucket(size)), []).append(ratio)
     return {
         key: (float(np.median(values)), float(np.subtract(*np.percentile(values, [75, 25]))) / 2.0)
-        for key, values in sorted(ratios.items())
+        for key, values in sorted(ratios.items(), key=lambda item: (item[0][0], int(re.split("[-+]", item[0][1])[0])))
     }
 
 

@@ -97,7 +97,8 @@ def simulate(
 
 def _prepare(flags: dict[str, Any], record: Record | None) -> tuple[Simulation, SimulationSettings]:
     from harli.simulate.like import recorded_workload
-    from harli.simulate.run import Simulation, SimulationSettings, make_workload
+    from harli.simulate.run import Simulation, SimulationSettings
+    from harli.workload.make import make_workload
 
     values, own = _settings(flags, record)
     settings = SimulationSettings.model_validate(settings_file.validate(values).model_dump() | own)
@@ -105,7 +106,7 @@ def _prepare(flags: dict[str, Any], record: Record | None) -> tuple[Simulation, 
     if record is None:
         engine = settings.engine.model_copy(update={"model": device.model})
         settings = settings.model_copy(update={"engine": engine})
-    workload = recorded_workload(record) if record else make_workload(settings)
+    workload = recorded_workload(record) if record else make_workload(settings.workload, settings.engine.max_model_len)
     return Simulation(settings, device, workload), settings
 
 

@@ -22,9 +22,7 @@ from harli.simulate.finetune import UnitClock
 from harli.simulate.scheduler import BatchScheduler
 from harli.simulate.served import blocks
 from harli.types import HarliError, Slo
-from harli.workload.base import Workload, fit
-from harli.workload.generate import generate
-from harli.workload.trace import read_trace
+from harli.workload.base import Workload
 from policies.base import PolicyContext
 from policies.registry import load_policy, make_policy, parameters
 from predictor.correction import CorrectedPredictor
@@ -109,17 +107,6 @@ class Simulation:
         known |= {"duration_s": duration_s, "summary": summary}
         self.info = self.info.model_copy(update=known)
         writer.write(self.info)
-
-
-def make_workload(settings: RunSettings) -> Workload:
-    """The requests that the settings ask for. Raises HarliError when there are none."""
-    wanted = settings.workload
-    if wanted.trace is not None:
-        requests = read_trace(wanted.trace)
-    else:
-        unscaled_s = wanted.duration_s * wanted.rate_scale  # fit divides arrivals by the scale
-        requests = generate(seed=wanted.seed, duration_s=unscaled_s, requests_per_s=wanted.requests_per_s)
-    return fit(requests, settings.engine.max_model_len, rate_scale=wanted.rate_scale, duration_s=wanted.duration_s)
 
 
 def _params(settings: RunSettings) -> dict[str, Any]:

@@ -38,10 +38,10 @@ def rows(trained: Trained) -> list[tuple[str, ...]]:
 def judged_on(trained: Trained) -> str:
     """Where the scores come from, in a line."""
     data = trained.winner.judged.data
-    points = len({*data.point.tolist()})
+    states = f"{len(data)} steps of {len({*data.group.tolist()})} groups (a batch and context at all shares)"
     if trained.held_out:
-        return f"{len(data)} steps of {points} operating points that were held out of fitting, tuning and calibration"
-    return f"{len(data)} steps of {points} operating points, each predicted by a model that had not seen its fold"
+        return f"{states} that were held out of fitting, tuning and calibration"
+    return f"{states}, each predicted by a model that had not seen its fold"
 
 
 def card(trained: Trained, verdict: Verdict, sources: Sequence[str], seed: int) -> str:
@@ -64,7 +64,7 @@ def card(trained: Trained, verdict: Verdict, sources: Sequence[str], seed: int) 
         f"- Shares (decode / finetune units): {', '.join(identity['menu'])}",
         f"- Versions: {versions}",
         f"- Data: {', '.join(sources)} (SHA-256 {artifact.data_sha256[:16]}), seed {seed}",
-        f"- Fitted on {len(trained.seen)} operating points; the search tried {len(trained.trials)} settings on "
+        f"- Fitted on {len(trained.seen)} groups; the search tried {len(trained.trials)} settings on "
         f"{FOLDS} folds of them",
         "",
         "## Scores",

@@ -122,7 +122,7 @@ def _facts(trained: Trained, sources: Sequence[str], seed: int) -> dict[str, str
         "menu": " ".join(identity["menu"]),
         "data": " ".join(sources),
         "data_sha256": artifact.data_sha256,
-        "points": len(trained.seen),
+        "groups": len(trained.seen),
         "held_out": trained.held_out,
         "coverage": artifact.bounds.coverage,
         "seed": seed,

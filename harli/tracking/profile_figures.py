@@ -38,7 +38,7 @@ def quality(
 
     for index, units in enumerate(sorted({entry[2] for entry in drift})):
         mine = [entry for entry in drift if entry[2] == units]
-        label = f"{units} units of finetuning" if units else "decode alone"
+        label = f"finetuning on {units}" if units else "decode alone"
         course.plot([entry[0] for entry in mine], [entry[1] for entry in mine], ".-", color=COLOURS[index], label=label)
     course.axhline(1.0, color="0.5", linewidth=0.8)
     course.set(title="drift: reference against its median", xlabel="time (s)", ylabel="gap")

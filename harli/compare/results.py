@@ -1,0 +1,151 @@
+"""What the folder of a comparison holds: its description, and a record per run."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from harli.compare.cell import SEPARATE, Entrant, Group, Objective, groups
+from harli.compare.plan import PRUNING, PlannedRun, alone_run, planned_runs
+from harli.compare.score import ADMITTED, TOKENS, Row, Run, gain_over_dedicated, marks, score
+from harli.compare.settings import COMPARISON_FILE, ComparisonInfo
+from harli.records.reader import Record, read_info, read_record
+from harli.records.schema import RUN_FILE, RunInfo
+from harli.records.summary import summarise
+from harli.types import Menu, Slo
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """All entrants at one objective."""
+
+    objective: Objective
+    rows: list[Row]
+    marks: list[str]
+
+
+class ComparisonFolder:
+    """Reads a comparison; each record once."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises HarliError when ``folder`` holds no comparison, or a damaged one."""
+        self.folder = folder
+        self.info = read_info(folder / COMPARISON_FILE, ComparisonInfo)
+        self._records: dict[str, Record] = {}
+        self._runs: dict[tuple[str, Slo], Run] = {}
+
+    def complete(self, planned: PlannedRun) -> bool:
+        """The run was finished. Raises HarliError when its record is damaged."""
+        path = self.folder / planned.folder / RUN_FILE
+        return planned.folder in self._records or (path.exists() and read_info(path, RunInfo).status == "finished")
+
+    def record(self, planned: PlannedRun) -> Record | None:
+        """None unless the run is complete. Raises HarliError when its record is damaged."""
+        if planned.folder not in self._records and self.complete(planned):
+            self._records[planned.folder] = read_record(self.folder / planned.folder)
+        return self._records.get(planned.folder)
+
+    def run(self, planned: PlannedRun, slo: Slo) -> Run | None:
+        """A complete run held against ``slo``, whatever SLO it ran with; None if it is not complete."""
+        record = self.record(planned)
+        if record is None:
+            return None
+        key = planned.folder, slo
+        if key not in self._runs:
+            metrics = summarise(
+                record.steps, record.requests, record.updates, slo=slo, duration_s=record.info.duration_s
+            )
+            failure = record.info.finetune.reason if record.info.finetune.state == "failed" else ""
+            self._runs[key] = Run(metrics | {ADMITTED: _admitted_per_s(record)}, failure)
+        return self._runs[key]
+
+    @cached_property
+    def variants(self) -> tuple[Group, ...]:
+        """What takes part beside `separate`."""
+        return groups(self.info.settings.policies, self._menu)
+
+    def planned(self) -> list[PlannedRun]:
+        """All runs that are known so far, complete or not, in order."""
+        return list(planned_runs(self.info.settings, self.variants, self._menu, self))
+
+    def is_complete(self) -> bool:
+        """No run is missing."""
+        return all(self.complete(run) for run in self.planned())
+
+    def scored(self) -> list[Scored]:
+        """The result so far, per objective."""
+        planned = self.planned()
+        alone = self.run(planned[0], Slo())
+        if alone is None:
+            return []
+        return [self._scored(one, planned) for one in self.info.settings.objectives(dict(alone.metrics))]
+
+    def scored_records(self) -> list[Record]:
+        """A record per row and round, as if it had run with the row's SLO: with those metrics and an id of its own."""
+        planned, found = self.planned(), []
+        for one in self.scored():
+            for row in one.rows:
+                for run in _of(row.entrant, one.objective, planned):
+                    record = self.record(run)
+                    if record is not None:
+                        found.append(self._held_against(record, run, one.objective.slo))
+        return found
+
+    @property
+    def _menu(self) -> Menu:
+        return Menu.parse(self.info.menu)
+
+    def _scored(self, objective: Objective, planned: list[PlannedRun]) -> Scored:
+        rounds: dict[Entrant, dict[int, Run]] = {}
+        entrants = dict.fromkeys(run.entrant for run in planned if run.round != PRUNING and run.load == "all")
+        for entrant in (SEPARATE, *entrants):
+            for run in _of(entrant, objective, planned):
+                shown = self.run(run, objective.slo)
+                if shown is not None:
+                    rounds.setdefault(entrant, {})[run.round] = shown
+        gains = {entrant: self._gain(entrant, objective, planned) for entrant in rounds if entrant != SEPARATE}
+        rows = score(objective, rounds, {entrant: gain for entrant, gain in gains.items() if gain is not None})
+        return Scored(objective, rows, marks(rows))
+
+    def _gain(self, entrant: Entrant, objective: Objective, planned: list[PlannedRun]) -> float | None:
+        halves, alone = [], []
+        for run in _of(entrant, objective, planned):
+            half = self.run(replace(run, load="half"), Slo())
+            training = self.run(alone_run(run.round, self._menu), Slo())
+            if half is not None and training is not None:
+                halves.append(half.get(TOKENS))
+                alone.append(training.get(TOKENS))
+        return gain_over_dedicated(halves, alone)
+
+    def _held_against(self, record: Record, planned: PlannedRun, slo: Slo) -> Record:
+        run = self.run(planned, slo)
+        assert run is not None
+        run_id = uuid.uuid5(uuid.UUID(record.info.run_id), str(slo)).hex
+        known = {"run_id": run_id, "slo": slo, "summary": {name: run.metrics[name] for name in record.info.summary}}
+        return replace(record, info=record.info.model_copy(update=known))
+
+
+def _of(entrant: Entrant, objective: Objective, planned: list[PlannedRun]) -> list[PlannedRun]:
+    """An entrant's runs of the rounds that count at an objective, round by round."""
+    mine = [
+        run
+        for run in planned
+        if run.entrant == entrant and run.round != PRUNING and run.load == "all" and run.objective in (None, objective)
+    ]
+    return sorted(mine, key=lambda run: run.round)
+
+
+def _admitted_per_s(record: Record) -> float | None:
+    """Completed requests over the seconds until the last of them was scheduled first."""
+    completed = record.requests.filter(pc.equal(record.requests["error"], ""))
+    if not len(completed):
+        return None
+    admitted_s = completed["arrival_s"].to_numpy() + completed["queue_wait_ms"].to_numpy() / 1e3
+    last_s = float(np.nanmax(admitted_s))
+    return len(completed) / last_s if math.isfinite(last_s) and last_s > 0.0 else None

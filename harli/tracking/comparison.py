@@ -1,0 +1,130 @@
+"""Publishing a comparison to MLflow: a parent run with the figure and the rows, and a child per row and round."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harli.compare.score import ATTAINED, Row
+from harli.tracking.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION
+from harli.tracking.publish import EXPERIMENT, publish
+from harli.tracking.store import open_store, reporting_failures
+from harli.types import HarliError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from harli.compare.results import ComparisonFolder, Scored
+
+COMPARISON_ID = "harli.comparison_id"
+COLOURS = ("0.4", BLUE, ORANGE, GREEN, VERMILION, PURPLE)
+"""Of policies; `separate` is the first."""
+MARKERS = "osD^v"
+"""Of a policy's variants."""
+
+
+def publish_comparison(comparison: ComparisonFolder, scored: Sequence[Scored]) -> str:
+    """Publish a comparison with its runs and return the parent's id; what is there already stays, what is not is added.
+
+    Raises HarliError when MLflow cannot be used; doing it again then adds what is missing.
+    """
+    try:
+        client, experiment_id = open_store(EXPERIMENT)
+        with reporting_failures():
+            parent = _parent(client, experiment_id, comparison)
+        for record in comparison.scored_records():
+            publish(record, parent)
+        with reporting_failures():
+            client.log_figure(parent, figure(scored), "comparison.png")
+            client.log_dict(parent, json.loads(json.dumps(rows(scored))), "rows.json")
+            client.set_terminated(parent)
+    except HarliError as error:
+        again = f"harli compare --resume {shlex.quote(str(comparison.folder))}"
+        raise HarliError(f"{error.args[0].split('; the record is kept')[0]}; publish it later with: {again}") from error
+    return parent
+
+
+def rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    """All rows, as ``harli compare --json`` prints them."""
+    return [row.as_json() for one in scored for row in one.rows]
+
+
+def figure(scored: Sequence[Scored]) -> Figure:
+    """Finetune tokens/s against SLO attainment, a panel per SLO: the mean of each entrant with its range over rounds.
+
+    Small points are rounds. Hollow: decode was harmed. The line is the attainment that is asked for.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    panels = max(1, len(scored))
+    drawing = Figure(figsize=(6.5 * panels, 5), dpi=120, layout="constrained")
+    for axes, one in zip(drawing.subplots(1, panels, squeeze=False, sharey=True)[0], scored, strict=False):
+        policies = list(dict.fromkeys(row.entrant.policy for row in one.rows))
+        for row in one.rows:
+            variants = [other.entrant for other in one.rows if other.entrant.policy == row.entrant.policy]
+            colour = COLOURS[policies.index(row.entrant.policy) % len(COLOURS)]
+            _point(axes, row, colour, MARKERS[variants.index(row.entrant) % len(MARKERS)])
+        axes.axvline(ATTAINED, color="0.6", linestyle="--", linewidth=1, zorder=0)
+        axes.set_title(str(one.objective), fontsize="medium")
+        axes.set_xlabel("SLO attainment")
+        axes.set_xlim(right=1.0 + 0.02 * (1.0 - min(axes.get_xlim()[0], 0.98)))
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize="small")
+    drawing.axes[0].set_ylabel("finetune (tokens/s)")
+    return drawing
+
+
+def _point(axes: Axes, row: Row, colour: str, marker: str) -> None:
+    attained, tokens = (np.array(values) for values in zip(*row.points, strict=True))
+    axes.plot(attained, tokens, linestyle="", marker=".", markersize=4, color=colour, alpha=0.6)
+    across, up = ([[values.mean() - values.min()], [values.max() - values.mean()]] for values in (attained, tokens))
+    axes.errorbar(
+        [attained.mean()],
+        [tokens.mean()],
+        xerr=across,
+        yerr=up,
+        fmt=marker,
+        color=colour,
+        markerfacecolor=colour if row.unharmed else "white",
+        elinewidth=1,
+        clip_on=False,
+        label=f"{row.entrant}{'' if row.unharmed else ', harms decode'}",
+    )
+
+
+def _parent(client: Any, experiment_id: str, comparison: ComparisonFolder) -> str:
+    info = comparison.info
+    found = client.search_runs([experiment_id], f"tags.`{COMPARISON_ID}` = '{info.comparison_id}'")
+    if found:
+        return str(found[0].info.run_id)
+    settings = info.settings
+    start_ms = int(datetime.fromisoformat(info.started_at).timestamp() * 1000)
+    tags = {COMPARISON_ID: info.comparison_id} | {f"version.{name}": value for name, value in info.versions.items()}
+    name = f"comparison {comparison.folder.resolve().name}"
+    parent: str = client.create_run(experiment_id, start_ms, tags, run_name=name).info.run_id
+    params = {
+        "policies": " ".join(settings.policies),
+        "rounds": settings.rounds,
+        "slo_scales": " ".join(f"{scale:g}" for scale in settings.slo_scales),
+        "model": settings.run.engine.model,
+        "role": settings.run.engine.role,
+        "menu": " ".join(info.menu),
+        "workload.trace": settings.run.workload.trace,
+        "workload.rate_scale": settings.run.workload.rate_scale,
+        "workload.duration_s": settings.run.workload.duration_s,
+        **{f"device.{name}": value for name, value in info.device.items()},
+    }
+    for name, value in params.items():
+        client.log_param(parent, name, str(value))
+    return parent

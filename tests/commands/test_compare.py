@@ -1,0 +1,135 @@
+"""``harli compare`` as a user runs it, up to the engine; and what it prints of a comparison that is complete."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harli.cli import main
+from harli.compare.plan import PlannedRun
+from harli.compare.results import ComparisonFolder
+from harli.compare.run import Comparison
+from harli.compare.settings import ComparisonSettings
+from harli.config import RunSettings
+from harli.records.summary import METRICS
+from harli.types import Slo
+from tests.records.builders import small_run
+
+Command = Any
+
+
+@pytest.fixture
+def harli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs ``harli compare`` in an empty folder: its exit code, and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["harli", "compare", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--slo-scale", "1.5"], "give --policies"),
+        (["--policies", "static"], "needs an SLO"),
+        (["--policies", "statik", "--slo-scale", "1.5"], "did you mean 'static'"),
+        (["--policies", "separate", "--slo-scale", "1.5"], "add a policy"),
+        (["--policies", "static", "--slo-scale", "1.5", "--rounds", "0"], "--rounds"),
+        (["--policies", "static", "--slo-scale", "1.5", "--prune-s", "0"], "--prune-s"),
+        (["--policies", "static", "--slo-scale", "0"], "--slo-scale"),
+        (["--policies", "static", "--slo-scale", "1.5", "--slo-on", "ttft"], "--slo-on"),
+        (["--policies", "static", "--slo-scale", "1.5", "--slo-itl-ms", "50"], "given twice"),
+        (["--policies", "static", "--slo-scale", "1.5", "--trace", "missing.csv"], "missing.csv"),
+        (["--policies", "static", "--slo-itl-ms", "50", "--finetune-data", "missing.jsonl"], "missing.jsonl"),
+        (["--policies", "static", "--slo-itl-ms", "50", "--duration", "0"], "duration_s"),
+        (["--resume", "nowhere"], "is not a comparison"),
+        (["--resume", "nowhere", "--out", "here"], "leave out --config and --out"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    harli: Command, arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    code, out, err = harli("--model", "tiny", "--kv-cache-gib", "0.5", *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("harli: ")]
+    assert (code, out, len(lines)) == (2, "", 1)
+    assert message in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def complete(tmp_path: Path) -> Path:
+    """A comparison of `separate` and `static` at 1.2 times its P99, each of whose runs is the same synthetic record."""
+    run = RunSettings.model_validate({"policy": "separate", "engine": {"model": "tiny", "kv_cache_gib": 0.5}})
+    settings = ComparisonSettings(policies=("static",), rounds=2, slo_scales=(1.2,), run=run)
+    folder = tmp_path / "done"
+    Comparison(settings).prepare(folder)
+    for planned in ComparisonFolder(folder).planned():
+        small_run(folder / planned.folder, **_changes(planned))
+    while not ComparisonFolder(folder).is_complete():
+        for planned in ComparisonFolder(folder).planned():
+            if not (folder / planned.folder).exists():
+                small_run(folder / planned.folder, **_changes(planned))
+    return folder
+
+
+def _changes(planned: PlannedRun) -> dict[str, Any]:
+    return {"name": str(planned), "slo": Slo(itl_ms=30.0)}
+
+
+def test_a_complete_comparison_is_printed_and_published_without_an_engine(
+    harli: Command, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    code, out, err = harli("--resume", str(complete), "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert {row["policy"] for row in rows} == {"separate", "static"}
+    for row in rows:
+        assert row.keys() >= {"slo_scale", *METRICS}
+        assert row.keys() >= {"finetune/tokens_per_s_vs_best_rival", "finetune/gain_vs_dedicated"}
+        assert (row["rounds"], row["slo_scale"]) == (2, 1.2)
+    assert f"comparison in {complete}" in err
+    code, out, _ = harli("--resume", str(complete), "--quiet")
+    assert code == 0
+    assert "(1.2 times decode alone's P99), 2 rounds" in out
+    assert "note: " not in out  # all runs are the same, so no policy does harm
+    assert "static share=1/1 work_conserving=true" in out
+
+
+def test_other_settings_do_not_go_on(harli: Command, complete: Path) -> None:
+    code, _, err = harli("--resume", str(complete), "--rounds", "5")
+    assert code == 2
+    assert "begun with other settings (rounds)" in err
+    code, _, err = harli("--resume", str(complete), "--rounds", "2", "--policies", "static", "--duration", "61")
+    assert code == 2
+    assert "(run)" in err
+
+
+def test_a_damaged_record_is_told(harli: Command, complete: Path) -> None:
+    (complete / "round-1" / "separate" / "steps.parquet").write_bytes(b"nothing")
+    code, _, err = harli("--resume", str(complete), "--json")
+    assert code == 2
+    assert "steps.parquet is damaged" in err
+
+
+def test_another_predictor_does_not_go_on(harli: Command, complete: Path) -> None:
+    file = complete / "round-2" / "separate" / "run.json"
+    content = json.loads(file.read_text())
+    content["predictor"] = {"source": "models:/harli-decode-latency@champion", "data_sha256": "abc", "correction": {}}
+    file.write_text(json.dumps(content))
+    code, _, err = harli("--resume", str(complete))
+    assert code == 2
+    assert "round 2: separate ran with another predictor" in err
