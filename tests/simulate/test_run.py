@@ -15,9 +15,10 @@ from harli.commands.simulate import simulate
 from harli.records.reader import read_record
 from harli.records.summary import METRICS
 from harli.simulate.like import COMPARED, compare, recorded_workload
-from harli.simulate.run import Simulation, SimulationSettings, make_workload
+from harli.simulate.run import Simulation, SimulationSettings
 from harli.tracking.figures import timeline
 from harli.types import HarliError
+from harli.workload.make import make_workload
 from policies.base import Policy
 from tests.simulate.builders import device
 
@@ -43,7 +44,9 @@ def settings(**changes: Any) -> SimulationSettings:
 
 
 def simulation(chosen: SimulationSettings) -> Simulation:
-    return Simulation(chosen, device(chosen.noise, chosen.finetune), make_workload(chosen))
+    return Simulation(
+        chosen, device(chosen.noise, chosen.finetune), make_workload(chosen.workload, chosen.engine.max_model_len)
+    )
 
 
 def test_the_record_is_one_of_a_run_and_says_that_it_is_simulated(tmp_path: Path) -> None:
