@@ -41,7 +41,8 @@ PARAMS = {f"{stage}_{name}": value for stage in ("solo", "corun") for name, valu
 FINETUNE = FinetuneState(True, 256, 0, 5.0)
 MAX_BATCH, MAX_CONTEXT = 48, 4000
 COMPARED = 500
-"""States whose forecast is compared with the model itself."""
+"""States whose forecast is compared with the model itself, and forecasts with cold caches."""
+WEIGHTS_BYTES = 128 << 20
 
 
 def steps(menu: Menu, points: int, seed: int) -> Dataset:
@@ -86,11 +87,16 @@ def decode_states(reach: float, number: int) -> Iterator[DecodeState]:
         )  # fmt: skip
 
 
-def microseconds(predictor: Predictor, decodes: list[DecodeState]) -> dict[str, float]:
-    """P50 and P99 of ``forecast``, and of two readings of the clock with nothing between them."""
+def microseconds(predictor: Predictor, decodes: list[DecodeState], *, cold: bool = False) -> dict[str, float]:
+    """P50 and P99 of ``forecast``, and of two readings of the clock with nothing between them.
+
+    ``cold``: with the caches emptied before each, as a decode step over a large model leaves them.
+    """
     clock = time.thread_time_ns
     took, empty = np.empty(len(decodes)), np.empty(len(decodes))
+    weights = np.zeros(WEIGHTS_BYTES // 8 if cold else 1)
     for place, decode in enumerate(decodes):
+        weights += 1.0
         began = clock()
         predictor.forecast(decode, FINETUNE)
         took[place] = clock() - began
@@ -143,6 +149,7 @@ def measure(menu: Menu, number: int) -> dict[str, Any]:
     result["forecast"] = microseconds(table, inside)
     result["forecast_outside_the_data"] = microseconds(table, outside)
     result["forecast_corrected"] = microseconds(CorrectedPredictor(table, 0.99), inside)
+    result["forecast_corrected_cold"] = microseconds(CorrectedPredictor(table, 0.99), inside[:COMPARED], cold=True)
     result["observe"] = observing(CorrectedPredictor(table, 0.99), inside)
     return result
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,6 +31,17 @@ SAVE_TIMEOUT_S = 60.0
 
 class EngineDiedError(Exception):
     """The engine process died; the run can be carried on with another."""
+
+
+@contextmanager
+def _engine_death() -> Iterator[None]:
+    """Turns vLLM's word for a dead engine into ours."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineDiedError from error
 
 
 class PolicyRun:
@@ -67,16 +79,17 @@ class PolicyRun:
         self._engine = engine
         vocabulary, seed = engine.model_config.get_vocab_size(), self._settings.workload.seed
         self._client = OpenLoopClient(engine, self._workload, vocab_size=vocabulary, seed=seed)
-        await self._start_finetuning(folder.resolve(), resume)
-        await self._begin()
-        self._serving = asyncio.create_task(self._client.run(self._clock_zero))
+        with _engine_death():
+            await self._start_finetuning(folder.resolve(), resume)
+            await self._begin()
         return await self._to_the_end()
 
     async def carry_on(self, engine: AsyncLLM, reason: str) -> RunInfo:
         """Serve what is left on another engine, without finetuning; ``reason`` says why. Raises EngineDiedError."""
         self._engine = engine
         self._finetune = self._finetune.model_copy(update={"state": "failed", "reason": reason})
-        await self._begin()
+        with _engine_death():
+            await self._begin()
         self._client.use(engine)
         return await self._to_the_end()
 
@@ -97,17 +110,18 @@ class PolicyRun:
         self.info = self.info.model_copy(update={"menu": begun["menu"]})
 
     async def _to_the_end(self) -> RunInfo:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
+        if self._serving is None:
+            self._serving = asyncio.create_task(self._client.run(self._clock_zero))
         try:
-            try:
-                await self._serve()
-            finally:
-                if not self._engine.errored:
-                    await self._finish()
-        except EngineDeadError as error:
+            with _engine_death():
+                try:
+                    await self._serve()
+                finally:
+                    if not self._engine.errored:
+                        await self._finish()
+        except EngineDiedError:
             self._client.pause()
-            raise EngineDiedError from error
+            raise
         self._write("finished")
         return self.info
 

@@ -20,7 +20,7 @@ from harli.types import HarliError
 from predictor.base import Floats
 from predictor.features import SHAPE
 
-FREE = {"batch", "solo_ms", *SHAPE}
+FREE = {"batch", *SHAPE}
 """Features that the factor may fall with: some batch sizes have slower kernels than larger ones."""
 CELL_LIMIT = 4_000_000
 CHUNK_ROWS = 200_000

@@ -191,8 +191,6 @@ class Sitting:
 
     async def _run(self, engine: AsyncLLM, planned: PlannedRun) -> None:
         """One run into its own folder, in place of what an interrupted one left there."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         folder, settings = self._folder / planned.folder, self._comparison.run_settings(planned)
         if folder.exists():
             shutil.rmtree(folder)
@@ -209,7 +207,7 @@ class Sitting:
         )
         try:
             await run.execute(engine, folder, None)
-        except (EngineDiedError, EngineDeadError):  # during the run, or before it began
+        except EngineDiedError:
             crashes.note(self._comparison.job)
             reason = f"the engine process died in {planned}; {self._folder / ENGINE_LOG} may say why"
             run.end("failed", reason)

@@ -46,7 +46,7 @@ def interrupted(tmp_path: Path) -> Path:
         (["--budget-minutes", "0.01"], "--budget-minutes is too short"),
         (["--budget-minutes", "nan"], "--budget-minutes"),
         (["--shares", "5/9"], "no share '5/9' on this device"),
-        (["--model", "no/such-model"], "no/such-model"),
+        (["--model", "no/folder/here"], "no/folder/here"),
         (["--microbatch-tokens", "1"], "--microbatch-tokens"),
         (["--resume", "nowhere"], "nowhere is not a profile"),
         (["--max-model-len", "0"], "--max-model-len"),

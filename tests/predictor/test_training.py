@@ -134,7 +134,7 @@ def test_a_rival_wins_only_if_it_is_better_by_more_than_chance(many):
 def test_too_few_points_says_how_many_are_needed():
     alone = np.unique(DATA.point[DATA.solo])
     lacking = DATA.take(~np.isin(DATA.point, alone[3:]))
-    with pytest.raises(HarliError, match="3 groups of operating points of decode alone .* 5 are needed"):
+    with pytest.raises(HarliError, match=r"3 groups of operating points of decode alone .* 5 are needed"):
         trained(lacking)
     with pytest.raises(HarliError, match="10 are needed"):
         trained(synthetic(8, 10))

@@ -19,8 +19,8 @@ STEP = StepRecord(
     step=0, time_s=0.0, batch=1, context_sum=100, context_max=100, prefill_tokens=0, admitted=0, waiting=0,
     kv_blocks_free=90, kv_blocks_total=100, kv_blocks_lent=0, slack_ms=math.inf, microbatch_tokens=256,
     kept_layers=0, wanted_finetune=0, decode_units=2,
-    finetune_units=0, exclusive_ms=0.0, window_ms=0.0, latency_ms=20.0, gap_ms=25.0, predicted_ms=math.nan,
-    bound_ms=math.nan, finetune_tokens=0.0, decode_cpu_ms=40.0,
+    finetune_units=0, exclusive_ms=0.0, window_ms=0.0, latency_ms=20.0, gap_ms=25.0, predicted_ms=24.0,
+    bound_ms=30.0, finetune_tokens=0.0, decode_cpu_ms=40.0,
     finetune_cpu_ms=0.0, decide_cpu_us=10.0, decide_wall_us=12.0, hook_us=30.0,
 )  # fmt: skip
 REQUEST = RequestRecord(

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from harli.records.schema import REQUESTS, STEPS, UPDATES
-from harli.records.summary import METRICS, summarise
+from harli.records.summary import METRICS, SETTLED_STEPS, summarise
 from harli.types import Slo, UpdateRecord
 from tests.records.builders import REQUEST, STEP, small_run
 
@@ -27,6 +27,18 @@ def test_every_metric_has_its_place(tmp_path):
     assert tuple(metrics()) == METRICS
     assert set(info.summary) == set(METRICS)
     assert all(value is not None and math.isfinite(value) for value in info.summary.values())
+
+
+def test_predictions_are_judged_without_windows_and_after_they_have_settled():
+    poor = [STEP._replace(predicted_ms=5.0, bound_ms=6.0)] * SETTLED_STEPS
+    good = [STEP._replace(gap_ms=40.0 + 15.0, window_ms=15.0, predicted_ms=32.0, bound_ms=48.0)] * 30
+    late = [STEP._replace(gap_ms=50.0, predicted_ms=25.0, bound_ms=37.5)] * 10
+    nothing = [STEP._replace(predicted_ms=math.nan, bound_ms=math.nan), STEP._replace(gap_ms=math.nan)] * 20
+    summary = metrics([*nothing, *poor, *good, *late])
+    assert summary["predictor/gap_mape"] == pytest.approx((30 * 0.2 + 10 * 0.5) / 40)
+    assert summary["predictor/bound_coverage"] == pytest.approx(30 / 40)
+    assert summary["predictor/bound_width"] == pytest.approx(1.5)
+    assert metrics(poor)["predictor/gap_mape"] is None
 
 
 def test_nothing_happened():

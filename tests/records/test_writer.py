@@ -97,9 +97,9 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(HarliError, match="cannot create the record folder"):
+    with pytest.raises(HarliError, match="cannot create the folder"):
         RecordWriter(tmp_path / "file" / "run", run_info())
-    with pytest.raises(HarliError, match="cannot create the record folder"):
+    with pytest.raises(HarliError, match="cannot create the folder"):
         RecordWriter(tmp_path / "file", run_info())
 
 
