@@ -24,8 +24,8 @@ from harli.types import HarliError
 if TYPE_CHECKING:
     from harli.records.profile import Profile, ProfileInfo
     from profiling.report import Report
-    from profiling.run import Progress as Measured
     from profiling.settings import ProfileSettings
+    from profiling.sitting import Progress as Measured
 
 ENGINE, FINETUNE = EngineSettings(), FinetuneSettings()
 LINE_EVERY_S = 15.0
@@ -85,7 +85,8 @@ def profile(
     folder = resume or out or Path("profiles", f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}")
     _execute(settings, folder, resume, quiet=quiet)
     from harli.records.profile import read_profile
-    from profiling.run import plan_of, report_on
+    from profiling.run import plan_of
+    from profiling.sitting import report_on
 
     measured = read_profile(folder)
     report = report_on(measured.steps, measured.segments, plan_of(measured))

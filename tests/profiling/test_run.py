@@ -14,10 +14,11 @@ import pytest
 from harli.config import FinetuneSettings
 from harli.records.profile import PROFILE_STEPS, Profile, read_profile
 from harli.types import HarliError
-from profiling import plan, run
+from profiling import plan, sitting
 from profiling.folder import ProfileFolder
-from profiling.run import Profiling, Progress, Sitting, plan_of, report_on
+from profiling.run import Profiling, plan_of
 from profiling.settings import ProfileSettings
+from profiling.sitting import Progress, report_on
 from tests.conftest import EngineHost
 
 
@@ -25,7 +26,7 @@ from tests.conftest import EngineHost
 def settings(host: EngineHost, monkeypatch: pytest.MonkeyPatch) -> ProfileSettings:
     """Six groups of at most three short requests."""
     monkeypatch.setattr(plan, "SECONDS_PER_GROUP", 100.0)
-    monkeypatch.setattr(run, "LONGEST_ALONE_S", 0.3)
+    monkeypatch.setattr(sitting, "LONGEST_ALONE_S", 0.3)
     small = host.settings.model_copy(update={"max_num_seqs": 3, "max_model_len": 224})
     return ProfileSettings(engine=small, finetune=FinetuneSettings(microbatch_tokens=64), budget_s=600.0)
 
@@ -44,7 +45,7 @@ def measure(host: EngineHost, settings: ProfileSettings, folder: Path, enough: C
     before = read_profile(folder) if folder.exists() else None
     profiling = Profiling(settings, folder if before else None)
 
-    async def sitting() -> None:
+    async def stopped() -> None:
         task = asyncio.current_task()
         assert task is not None
 
@@ -52,10 +53,10 @@ def measure(host: EngineHost, settings: ProfileSettings, folder: Path, enough: C
             if enough(progress):
                 task.cancel()
 
-        await Sitting(profiling, host.engine, ProfileFolder(folder, before), on_progress).run()
+        await profiling.sitting(host.engine, ProfileFolder(folder, before), on_progress).run()
 
     with pytest.raises(CancelledError):
-        host.run(sitting())
+        host.run(stopped())
     return read_profile(folder)
 
 
@@ -114,7 +115,7 @@ def test_a_budget_too_short_for_the_corners_says_how_much_it_takes(
     short = settings.model_copy(update={"budget_s": 1e-3})
     profiling = Profiling(short)
     with pytest.raises(HarliError, match="too short for one pass over the corners; give it --budget-minutes"):
-        host.run(Sitting(profiling, host.engine, ProfileFolder(tmp_path / "p"), lambda progress: None).run())
+        host.run(profiling.sitting(host.engine, ProfileFolder(tmp_path / "p"), lambda progress: None).run())
     assert read_profile(tmp_path / "p").info.status == "failed"
 
 
