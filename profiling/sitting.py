@@ -75,6 +75,8 @@ class Sitting:
         self._write("running")
         try:
             await self._corners()
+            if not self._visits(self._plan.reference):
+                await self._visit(self._plan.reference, "the reference")
             await self._alone()
             await self._space()
             await self._repeats()
@@ -125,7 +127,7 @@ class Sitting:
             if self._over:
                 return
             if not self._visits(group):
-                if number % REFERENCE_EVERY == 0:
+                if number % REFERENCE_EVERY == REFERENCE_EVERY - 1:
                     await self._visit(self._plan.reference, "the reference")
                 if number % WINDOWS_EVERY == 0:
                     await self._windows()

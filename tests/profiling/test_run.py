@@ -95,7 +95,8 @@ def check_rows(profile: Profile) -> None:
         assert row["wanted_finetune"] == segment["finetune_units"]
         assert row["exclusive_ms"] <= segment["exclusive_ms"]  # the controller charges what windows overran
         assert row["point"] == segment["point"]
-    assert {row["microbatch_tokens"] for row in rows} == {group.microbatch_tokens for group in plan_of(profile).groups}
+    beside = {row["microbatch_tokens"] for row in rows if row["finetune_units"]}  # alone, the shape means nothing
+    assert beside >= {group.microbatch_tokens for group in plan_of(profile).groups}
     assert sum(row["decode_units"] == 1 and row["finetune_units"] == 1 for row in rows) > len(rows) / 4
     assert sum(row["finetune_tokens"] for row in rows) > 0
     assert any(row["prefill_tokens"] for row in profile.steps.to_pylist())  # mixed role: visitors and admissions
