@@ -59,7 +59,7 @@ def choose(settings: RunSettings, slo: Slo) -> Chosen:
 def _load(settings: RunSettings, context: PolicyContext) -> Chosen:
     from harli.tracking.models import load_predictor_folder
     from predictor.artifact import Artifact
-    from predictor.load import load_predictor
+    from predictor.load import in_use
 
     folder = load_predictor_folder(settings.predictor).resolve()
     artifact = Artifact.load(folder)
@@ -69,5 +69,5 @@ def _load(settings: RunSettings, context: PolicyContext) -> Chosen:
             f"the predictor {settings.predictor} is not for this run: {reasons[0]}; train one for it, or use "
             "--force-predictor"
         )
-    make_policy(settings.policy, settings.params, replace(context, predictor=load_predictor(folder)))
+    make_policy(settings.policy, settings.params, replace(context, predictor=in_use(artifact)))
     return Chosen(folder, PredictorInfo(source=settings.predictor, data_sha256=artifact.data_sha256))

@@ -12,5 +12,9 @@ from predictor.table import TablePredictor
 
 def load_predictor(folder: Path) -> Predictor:
     """The predictor in ``folder``, which corrects itself as it is used. Raises HarliError when it is damaged."""
-    artifact = Artifact.load(folder)
+    return in_use(Artifact.load(folder))
+
+
+def in_use(artifact: Artifact) -> Predictor:
+    """A loaded predictor for one run."""
     return CorrectedPredictor(TablePredictor(artifact), artifact.bounds.coverage)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from harli import settings_file
 from harli.commands.complete import models
+from harli.commands.engine_bar import EngineBar
 from harli.commands.interrupt import INTERRUPTED, run_interruptibly
 from harli.commands.run import ENGINE, FINETUNE, LORA, SETTINGS, WORKLOAD, flag
 from harli.types import HarliError
@@ -141,29 +140,11 @@ def _settings(flags: dict[str, Any]) -> ComparisonSettings:
     return ComparisonSettings(**own, run=settings_file.validate(values))
 
 
-class _Bar:
+class _Bar(EngineBar):
     """How far the comparison is, and what runs."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._began = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("starting the engine", total=None, facts="")
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def started(self, warnings: list[str]) -> None:
-        for warning in warnings:
-            self._console.print(Text(f"vLLM: {warning}"), soft_wrap=True)
-        self._console.print(f"the engine was up after {time.monotonic() - self._began:.0f} s")
+        super().__init__(console, total=None)
 
     def update(self, now: Compared) -> None:
         facts = "" if now.live is None else f"{now.live.finished} requests, {now.live.tokens_per_s:.0f} tokens/s"

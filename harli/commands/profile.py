@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from harli.commands.complete import models
+from harli.commands.engine_bar import EngineBar
 from harli.commands.interrupt import INTERRUPTED, run_interruptibly
 from harli.config import EngineSettings, FinetuneSettings
 from harli.types import HarliError
@@ -153,30 +151,15 @@ def _execute(settings: ProfileSettings, folder: Path, resume: Path | None, *, qu
         run_interruptibly(profiling.execute(folder, bar.started, bar.update))
 
 
-class _Bar:
+class _Bar(EngineBar):
     """How far the budget is used, and what is being measured."""
 
     def __init__(self, console: Console, budget_s: float) -> None:
-        self._console = console
-        self._began = time.monotonic()
+        super().__init__(console, total=budget_s)
         self._last_line_s = -LINE_EVERY_S
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("starting the engine", total=budget_s, facts="")
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
 
     def started(self, warnings: list[str]) -> None:
-        for warning in warnings:
-            self._console.print(Text(f"vLLM: {warning}"), soft_wrap=True)
-        self._console.print(f"the engine was up after {time.monotonic() - self._began:.0f} s")
+        super().started(warnings)
         self._bar.reset(self._task, description="measuring")
 
     def update(self, measured: Measured) -> None:

@@ -38,7 +38,7 @@ class SegmentRecord(NamedTuple):
     group: int
     """Points of a group share batch, contexts and finetune shape and differ in the share."""
     purpose: str
-    """``corner``, ``fill``, ``reference``, ``switch`` or ``window``."""
+    """``corner``, ``fill``, ``reference`` or ``window``."""
     time_s: float
     """When its first step began, in seconds since the profile began; a resumed one goes on where it was."""
     decode_units: int
@@ -80,7 +80,7 @@ class ProfileInfo(Info):
     costs: Costs = Costs()
     unit_times: tuple[UnitTime, ...] = ()
     finetune_alone_tokens_per_s: dict[str, FiniteFloat] = Field(default_factory=dict)
-    """By share ("0/2") and micro-batch ("256"), joined as "0/2 256"."""
+    """By compute units and tokens of a micro-batch: "0/2 256" is two units and 256 tokens."""
     summary: dict[str, FiniteFloat | None] = Field(default_factory=dict)
     """``profile/points``, ``profile/steps``, ``profile/noise_floor_solo`` and so on."""
     verdict: list[str] = Field(default_factory=list)
