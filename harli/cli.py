@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harli.commands import compare, doctor, policies, predictors, profile, records, run, simulate, train_predictor
+from harli.commands import (
+    compare,
+    doctor,
+    estimate,
+    policies,
+    predictors,
+    profile,
+    records,
+    run,
+    serve,
+    simulate,
+    train_predictor,
+)
 from harli.commands.interrupt import INTERRUPTED
 from harli.types import HarliError
 
@@ -24,11 +36,13 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 app.command("run")(run.run)
+app.command("serve", context_settings=serve.UNKNOWN_FLAGS_ARE_VLLMS)(serve.serve)
 app.command("profile")(profile.profile)
 app.command("train-predictor")(train_predictor.train_predictor)
 app.command("predictors")(predictors.predictors)
 app.command("compare")(compare.compare)
 app.command("simulate")(simulate.simulate)
+app.command("estimate")(estimate.estimate)
 app.command("runs")(records.runs)
 app.command("show")(records.show)
 app.command("publish")(records.publish)

@@ -33,6 +33,8 @@ class FinetuneSettings(Settings):
 
     data: Path | None = None
     """JSONL file; without one, docstrings of Python's standard library."""
+    held_out: Path | None = None
+    """JSONL file; when all updates are done, the losses on it with and without the adapter are taken."""
     lora: LoraSettings = LoraSettings()
     learning_rate: PositiveFloat = 2e-4
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
@@ -45,6 +47,10 @@ class FinetuneSettings(Settings):
     """Micro-batches per update."""
     checkpoint_every: PositiveInt = 50
     """Updates between checkpoints."""
+    lending: bool = True
+    """Borrow KV-cache memory that decode does not need."""
+    max_lent: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Most of the KV cache that may be lent."""
     seed: int = 0
 
     @model_validator(mode="after")
@@ -74,6 +80,8 @@ class WorkloadSettings(Settings):
     trace: Path | None = None
     """A trace file; without one, generated requests."""
     rate_scale: PositiveFloat = 1.0
+    length_scale: PositiveFloat = 1.0
+    """Factor on prompt and output lengths, to fit a trace of a large service to a small machine."""
     requests_per_s: PositiveFloat = 1.0
     """Mean rate of generated requests."""
     duration_s: PositiveFloat = 60.0
@@ -86,6 +94,17 @@ class SloSettings(Settings):
 
     itl_ms: PositiveFloat | None = None
     tpot_ms: PositiveFloat | None = None
+
+
+class PolicySettings(Settings):
+    """The policy of an engine that begins with one: ``--additional-config '{"harli": {...}}'`` of vLLM."""
+
+    policy: Name
+    params: dict[str, bool | int | float | str] = {}
+    slo: SloSettings = SloSettings()
+    seed: int = 0
+    predictor: Path | None = None
+    """A predictor's folder."""
 
 
 class RunSettings(Settings):

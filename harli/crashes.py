@@ -20,15 +20,20 @@ DEATHS_ALLOWED = 1
 
 def job_name(model: str, settings: FinetuneSettings) -> str:
     """A name that the same job has in every run: its data file and a hash of what it does."""
-    what = json.dumps([model, settings.model_dump(mode="json", exclude={"updates", "checkpoint_every"})])
+    how = {"updates", "checkpoint_every", "lending", "max_lent"}
+    what = json.dumps([model, settings.model_dump(mode="json", exclude=how)])
     stem = settings.data.stem if settings.data else "docstrings"
     return f"{stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+
+
+def quarantined(name: str) -> bool:
+    return _read().get(name, 0) > DEATHS_ALLOWED
 
 
 def check(name: str) -> None:
     """Raises HarliError if the job is in quarantine."""
     deaths = _read().get(name, 0)
-    if deaths > DEATHS_ALLOWED:
+    if quarantined(name):
         raise HarliError(
             f"job {name} was running when the engine process died, {deaths} times, and is quarantined; "
             f"to run it all the same: --release-job {name}"

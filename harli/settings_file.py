@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,15 @@ def override(settings: dict[str, Any], path: str, value: Any) -> None:
             inner = settings[name] = {}
         settings = inner
     settings[last] = value
+
+
+def override_params(settings: dict[str, Any], pairs: Iterable[str]) -> None:
+    """Set the policy's parameters from ``--param key=value``. Raises HarliError for what is not of that form."""
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise HarliError(f"--param wants key=value, not {pair!r}")
+        override(settings, f"params.{key}", value)
 
 
 def validate(settings: Mapping[str, Any]) -> RunSettings:

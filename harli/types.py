@@ -35,6 +35,7 @@ class DecodeState:
     kv_blocks_free: int = 0
     kv_blocks_total: int = 0
     kv_blocks_lent: int = 0
+    """Out of requests' reach: lent to finetuning, being taken, or on their way back."""
     slack_ms: float = math.inf
     """Smallest slack of a running request: how late its next token may come within the TPOT SLO."""
 
@@ -48,10 +49,10 @@ class FinetuneState:
     microbatch_tokens: int = 0
     kept_layers: int = 0
     """Layers whose activations are kept rather than recomputed."""
-    unit_ms: float = 0.0
-    """Recent mean time of a unit on the whole device."""
     held_units: int = 0
     """Compute units of the unit that runs: decode cannot have them in the step that begins."""
+    held_ms: float = 0.0
+    """How long that unit is expected to run on; 0 when none runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class Costs:
     window_overhead_ms: float = 0.0
     """A window of ``w`` makes the gap ``w + window_overhead_ms`` longer."""
     window_dead_ms: float = 0.0
-    """A window of ``w`` yields ``max(0, w - window_dead_ms)`` of finetuning alone."""
+    """Of the time that a window really takes, this much yields no finetuning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,8 @@ class StepRecord(NamedTuple):
     """Window that the policy asked for."""
     window_ms: float
     """What that window, or waiting for a unit to end, really took."""
+    reclaim_ms: float
+    """How long it took to get lent blocks back that requests needed at once; NaN on steps that needed none."""
     latency_ms: float
     """The forward pass and sampling."""
     gap_ms: float
@@ -237,7 +240,7 @@ class UnitRecord(NamedTuple):
     time_s: float
     """When it began, in seconds since the run began."""
     kind: str
-    """``embed``, ``forward``, ``loss``, ``backward`` or ``optimizer``."""
+    """``embed``, ``forward``, ``loss``, ``backward`` or ``optimizer``; ``..._kept`` if activations are kept."""
     units: int
     """Compute units it ran on."""
     beside_decode: bool

@@ -25,12 +25,27 @@ what ``harli policies`` prints::
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 from harli.types import Decision, DecodeState, FinetuneState, HarliError, Menu, Share, Slo, StepRecord
 from predictor.base import Predictor
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Values of a numeric parameter that are worth a search, ends included: ``Annotated[float, Range(1.0, 3.0)]``."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Search in the logarithm."""
+
+    def __post_init__(self) -> None:
+        if not (-math.inf < self.low < self.high < math.inf) or (self.log and self.low <= 0.0):
+            raise ValueError(f"not a range to search: {self.low} to {self.high}{' in the logarithm' * self.log}")
 
 
 class NoPredictorError(HarliError):

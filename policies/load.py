@@ -7,10 +7,11 @@ from dataclasses import astuple, dataclass
 
 from harli.types import DecodeState
 
-MEMORY_S = 60.0
+MEMORY_S = 120.0
 """The present arrival rate is that of about this long."""
 MEMORY_REQUESTS = 200.0
 """The present output length is that of about this many requests: it drifts, and idling says nothing about it."""
+FOLD_S = 0.25
 FIRST_RATE, FIRST_S, FIRST_OUTPUT = 0.5, 1.0, 200.0
 """Requests per second, and how many seconds of having seen that count, and output tokens, to begin with."""
 
@@ -36,42 +37,38 @@ class Load:
 
 
 class LoadMeter:
-    """Sums that forget, a few microseconds a step."""
+    """Sums that forget. A step adds whole numbers; they are folded into the sums every ``FOLD_S``."""
 
     def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
-        self._last_s = math.nan
+        self._now_s = self._fold_s = math.nan
         self._last_batch = self._last_waiting = 0
+        self._came = self._left = self._request_steps = self._batches = self._contexts = 0
+        """Since the last fold."""
         self._seconds, self._arrivals = FIRST_S, FIRST_S * FIRST_RATE
-        self._request_steps, self._departures = FIRST_OUTPUT, 1.0
-        self._requests = self._context = self._blocks = 0.0
+        self._lived, self._departures = FIRST_OUTPUT, 1.0
+        self._requests = self._context = self._blocks = self._block_requests = 0.0
         self._blocks_total = 0
         self._planned_ms = self._actual_ms = 1.0
 
     def step(self, decode: DecodeState) -> None:
         """The step that begins now."""
-        batch, waiting, admitted = decode.batch, decode.waiting, decode.admitted
-        if self._last_s != self._last_s:  # the first step: what runs already is no arrival
-            self._last_s, self._last_batch, self._last_waiting = decode.time_s, batch - admitted, waiting
-        kept = math.exp(min(0.0, self._last_s - decode.time_s) / MEMORY_S)
-        self._seconds = self._seconds * kept + MEMORY_S * (1.0 - kept)
-        self._arrivals = self._arrivals * kept + admitted + waiting - self._last_waiting
-        left = self._last_batch + admitted - batch  # negative when one that was passed over is back: it evens out
-        remembered = 1.0 - min(max(left, 0) / MEMORY_REQUESTS, 1.0)
-        self._departures = self._departures * remembered + left
-        self._request_steps = self._request_steps * remembered + self._last_batch
-        self._requests = self._requests * kept + batch
-        self._context = self._context * kept + decode.context_sum
-        self._blocks_total = decode.kv_blocks_total
-        self._blocks = self._blocks * kept + self._blocks_total - decode.kv_blocks_free - decode.kv_blocks_lent
-        self._planned_ms *= kept
-        self._actual_ms *= kept
-        self._last_s, self._last_batch, self._last_waiting = decode.time_s, batch, waiting
+        batch, waiting, admitted, now_s = decode.batch, decode.waiting, decode.admitted, decode.time_s
+        if not now_s < self._fold_s + FOLD_S:
+            if self._fold_s != self._fold_s:  # the first step: what runs already is no arrival
+                self._fold_s, self._last_batch, self._last_waiting = now_s, batch - admitted, waiting
+            self._fold(decode)
+        self._came += admitted + waiting - self._last_waiting
+        self._left += self._last_batch + admitted - batch  # less when one is passed over: it evens out
+        self._request_steps += self._last_batch
+        self._batches += batch
+        self._contexts += decode.context_sum
+        self._now_s, self._last_batch, self._last_waiting = now_s, batch, waiting
 
     @property
     def now_s(self) -> float:
         """The time of the last step."""
-        return self._last_s
+        return self._now_s
 
     def took(self, planned_ms: float, actual_ms: float) -> None:
         """A step took ``actual_ms`` where the plan had ``planned_ms``; a stall counts as at most five such steps."""
@@ -82,11 +79,30 @@ class LoadMeter:
         """The numbers as they are now."""
         capacity = float(self._max_batch)
         if self._blocks > 0.0:
-            capacity = min(capacity, self._blocks_total * self._requests / self._blocks)
+            capacity = min(capacity, self._blocks_total * self._block_requests / self._blocks)
+        departures, lived = self._departures + self._left, self._lived + self._request_steps
         return Load(
-            arrivals_per_s=max(self._arrivals / self._seconds, 1e-2),
-            leaving=min(max(self._departures, 1e-3) / max(self._request_steps, 1.0), 0.5),
-            context=self._context / max(self._requests, 1e-9),
+            arrivals_per_s=max((self._arrivals + self._came) / self._seconds, 1e-2),
+            leaving=min(max(departures, 1e-3) / max(lived, 1.0), 0.5),
+            context=(self._context + self._contexts) / max(self._requests + self._batches, 1e-9),
             capacity=max(round(capacity), 1),
             stretch=min(max(self._actual_ms / self._planned_ms, 0.5), 3.0),
         )
+
+    def _fold(self, decode: DecodeState) -> None:
+        kept = math.exp(min(0.0, self._fold_s - decode.time_s) / MEMORY_S)
+        self._seconds = self._seconds * kept + MEMORY_S * (1.0 - kept)
+        self._arrivals = self._arrivals * kept + self._came
+        remembered = 1.0 - min(max(self._left, 0) / MEMORY_REQUESTS, 1.0)
+        self._departures = self._departures * remembered + self._left
+        self._lived = self._lived * remembered + self._request_steps
+        self._requests = self._requests * kept + self._batches
+        self._context = self._context * kept + self._contexts
+        self._blocks_total = decode.kv_blocks_total
+        used = decode.kv_blocks_total - decode.kv_blocks_free - decode.kv_blocks_lent
+        self._blocks = self._blocks * kept + used
+        self._block_requests = self._block_requests * kept + decode.batch
+        self._planned_ms *= kept
+        self._actual_ms *= kept
+        self._came = self._left = self._request_steps = self._batches = self._contexts = 0
+        self._fold_s = decode.time_s

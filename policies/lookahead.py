@@ -40,8 +40,6 @@ class Solution:
     """Reward per second in the long run."""
     value: Floats
     """[states]: what it is worth to be there, relative to state 0."""
-    shortfall: Floats
-    """[states, actions]: reward per second lost, while it lasts, by taking this action instead of the best; >= 0."""
 
 
 class Process:
@@ -73,7 +71,7 @@ class Process:
             if not better.any():
                 break
             policy = np.where(better, best, policy)
-        return Solution(policy, gain, value, earned[states, policy][:, None] - earned)
+        return Solution(policy, gain, value)
 
     def per_second(self, policy: NDArray[np.int64], *amounts: Floats) -> list[float]:
         """The long-run rates of amounts that actions come with, each [states, actions]."""

@@ -1,9 +1,8 @@
-"""From a load and a predictor to a table: what to do at every batch size."""
+"""From a load and a predictor to a table: what a second of delay costs at every batch size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +22,10 @@ LATE_ALONE = 1.25
 """Where decode alone has more late tokens, the aim is this multiple of them: finetuning cannot mend that."""
 COVERAGE_DEVIATIONS = 2.33
 """A bound with 99% coverage lies this many standard deviations above the middle."""
-WAITING = 10.0
+WAITING = 100.0
 """A waiting request costs what this many whole devices finetune while it waits."""
-ROOM_USED = (0.0, 0.3, 0.6, 0.95)
+ROOM_USED = (0.0, 0.3, 0.6, 1.0)
 """Windows to choose from, as fractions of what a share's bound leaves of the budget."""
-
-
-class Entry(NamedTuple):
-    """One way to run a step: the best window with one share."""
-
-    share: int
-    """Index in ``menu.shares``."""
-    window_ms: float
-    shortfall: float
-    """Finetune tokens per second lost against the best entry, while this one is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +34,23 @@ class Plan:
 
     gain: float
     """Finetune tokens per second in the long run, less the costs of late tokens and waiting requests."""
-    entries: list[tuple[Entry, ...]]
-    """Best first, "decode alone" always among them."""
-    patience: list[float]
-    """The shortfall at which giving decode a larger part is worth what the switch costs."""
+    delay_cost: list[float]
+    """Finetune tokens that a second of delay at this batch costs in the long run."""
     gap_ms: list[list[float]]
     """Planned gap of every share, without a window."""
-    shortest_window_ms: float
-    """Below it no unit fits."""
 
     @property
     def capacity(self) -> int:
-        return len(self.entries) - 1
+        return len(self.delay_cost) - 1
 
 
 def make_plan(predictor: Predictor, slo: Slo, load: Load, finetune: FinetuneState, slowdown: float) -> Plan:
-    """The long-run best for a load that stays as it is.
+    """What delay costs in the long run, for a load that stays as it is.
+
+    The best decision in a state maximises r(a) - g tau(a) + E V(n') (``policies.lookahead``). Departures do not depend
+    on the decision, and a step of tau seconds sees an arrival with probability rate x tau, so that it maximises
+    r(a) - tau(a) (g + rate (V(n) - V(n + 1))): finetune tokens, less their time at the price of delay. So a step can be
+    decided by its own forecast instead of the mean state's.
 
     An ITL SLO limits the upper bound of a gap, a TPOT SLO its mean, since a request's TPOT averages over
     many steps, ``slowdown`` the mean as a multiple of decode alone's. Once requests wait, decode is alone.
@@ -85,44 +75,33 @@ def make_plan(predictor: Predictor, slo: Slo, load: Load, finetune: FinetuneStat
     fits = (room >= 0.0) & ~full[:, None]
     fits[:, 0] = True
 
-    shortest = costs.window_dead_ms + finetune.unit_ms
+    units = predictor.units(finetune)
+    rest_ms = np.array([units.rest_ms(share.finetune) for share in predictor.menu.shares[:-1]])[:, None]
     window = (room - costs.window_overhead_ms)[:, :, None] * np.array(ROOM_USED)
-    allowed = fits[:, :, None] & (window > shortest) & ~full[:, None, None]
-    window = np.where(allowed, window, 0.0)
+    used_ms = np.where(fits[:, :, None], units.in_windows_ms(window - rest_ms), 0.0)
+    opened = used_ms > 0.0
+    allowed = opened.copy()
     allowed[:, :, 0] = fits
 
-    tau_ms = gap[:, :, None] + np.where(window > 0.0, window + costs.window_overhead_ms, 0.0)
-    earned = outlook.finetune_tokens_per_s[batch] * gap / 1e3
-    reward = earned[:, :, None] + alone_per_ms * np.maximum(0.0, window - costs.window_dead_ms)
+    tau_ms = gap[:, :, None] + np.where(opened, rest_ms + used_ms + costs.window_overhead_ms, 0.0)
+    rate = outlook.finetune_tokens_per_s[batch][:, :, None] / 1e3
+    reward = rate * (gap[:, :, None] + np.where(opened, rest_ms, 0.0))
+    reward += alone_per_ms * np.maximum(0.0, used_ms - costs.window_dead_ms)
     reward -= WAITING * alone_per_ms * (states - batch)[:, None, None] * tau_ms
     tau_ms[0] = 1e3 / load.arrivals_per_s
     reward[0] = alone_per_ms * tau_ms[0]
     reward[~allowed] = -np.inf
 
     made = np.broadcast_to(batch[:, None, None].astype(float), tau_ms.shape)
-    late = made * _late(slo, tau_ms, tau_ms - gap[:, :, None], outlook.gap_ms[batch], bound)
+    late = made * _late(slo, gap[:, :1], outlook.gap_ms[batch][:, :1], bound[:, :1], room[:, :1])[:, :, None]
     late_costs = alone_per_ms * min(slo.itl_ms or NO_SLO_MS, slo.tpot_ms or NO_SLO_MS) * late
 
     shape = (len(states), -1)
     process = Process(tau_ms.reshape(shape) / 1e3, batch, load.arrivals_per_s, load.leaving)
     solution = _within_aim(process, *(array.reshape(shape) for array in (reward, late_costs, late, made)))
-    value = solution.value
-
-    # A second of delay at n loses the gain, and what an arrival brings on then. Batches change twice per arrival.
-    delay = solution.gain + load.arrivals_per_s * (value[:-1] - value[1:])
-    patience = np.maximum(delay, 0.0) * costs.switch_ms / 1e3 * 2.0 * load.arrivals_per_s
-    shortfall = solution.shortfall.reshape(window.shape)
-    best = np.argmin(shortfall, axis=2, keepdims=True)
-    return Plan(
-        gain=solution.gain,
-        entries=_ranked(
-            np.take_along_axis(window, best, 2)[: load.capacity + 1, :, 0],
-            np.take_along_axis(shortfall, best, 2)[: load.capacity + 1, :, 0],
-        ),
-        patience=patience[: load.capacity + 1].tolist(),
-        gap_ms=outlook.gap_ms.tolist(),
-        shortest_window_ms=shortest,
-    )
+    value, last = solution.value, load.capacity + 1
+    delay = solution.gain + load.arrivals_per_s * (value[:last] - value[1 : last + 1])
+    return Plan(solution.gain, np.maximum(delay, 0.0).tolist(), outlook.gap_ms.tolist())
 
 
 def _within_aim(process: Process, reward: Floats, late_costs: Floats, late: Floats, made: Floats) -> Solution:
@@ -146,26 +125,16 @@ def _within_aim(process: Process, reward: Floats, late_costs: Floats, late: Floa
     return found
 
 
-def _late(slo: Slo, tau_ms: Floats, window_ms: Floats, gap_ms: Floats, bound_ms: Floats) -> Floats:
-    """[states, shares, windows]: the probability that a token is late, gaps around the forecast being lognormal.
+def _late(slo: Slo, planned_ms: Floats, gap_ms: Floats, bound_ms: Floats, room_ms: Floats) -> Floats:
+    """The probability that a token is late though decode is alone, gaps around the forecast being lognormal.
 
-    For a TPOT SLO, whether the step is slower than the mean that the SLO allows.
+    0 where a bound fits: such steps keep the SLO as often as the bounds promise. For a TPOT SLO, whether the step is
+    slower than the mean that the SLO allows.
     """
-    late = np.zeros(tau_ms.shape)
+    late = np.zeros(gap_ms.shape)
     if slo.itl_ms is not None:
         deviation = np.maximum(np.log(bound_ms / gap_ms) / COVERAGE_DEVIATIONS, 1e-3)
-        rest = np.log(np.maximum(slo.itl_ms - window_ms, 1e-9) / bound_ms[:, :, None])
-        late = ndtr(-rest / deviation[:, :, None] - COVERAGE_DEVIATIONS)
+        late = ndtr(-np.log(slo.itl_ms / bound_ms) / deviation - COVERAGE_DEVIATIONS)
     if slo.tpot_ms is not None:
-        late = np.maximum(late, tau_ms > slo.tpot_ms + 1e-6)
-    return late
-
-
-def _ranked(windows: Floats, shortfalls: Floats) -> list[tuple[Entry, ...]]:
-    """Entries per state from [states, shares] arrays; a share that is not allowed falls short by infinity."""
-    return [
-        tuple(Entry(share, window_ms[share], lost[share]) for share in order if lost[share] < np.inf)
-        for window_ms, lost, order in zip(
-            windows.tolist(), shortfalls.tolist(), np.argsort(shortfalls, axis=1).tolist(), strict=True
-        )
-    ]
+        late = np.maximum(late, planned_ms > slo.tpot_ms + 1e-6)
+    return np.where(room_ms >= 0.0, 0.0, late)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar
+import math
+from dataclasses import astuple, replace
+from typing import Annotated, ClassVar
 
 from harli.types import Decision, DecodeState, FinetuneState, HarliError, StepRecord
 from policies.background import Background
-from policies.base import Policy, PolicyContext
+from policies.base import Policy, PolicyContext, Range
 from policies.budget import budget_ms
 from policies.load import Load, LoadMeter
 from policies.plan import Plan, make_plan
@@ -27,16 +28,23 @@ class Qos(Policy):
     """Look-ahead: the best long-run finetune rate within the SLO at every step, and the queue stays short.
 
     Stretching every step to its limit keeps requests longer, so the batch grows until finetuning no longer fits and
-    requests wait. So a plan, made again in the background as load and context drift, says for every batch size
-    which share and window pay in the long run (``policies.lookahead``). A step takes the first entry whose bound fits
-    its own budget. Requests that wait have decode alone; so has a step far outside what the predictor knows, unless
-    there is a margin. ``slowdown`` limits the expected gap, window included, to that multiple of decode alone's.
-    ``background=False`` makes plans at once, at the same moments of ``decode.time_s``, for simulation and tests.
+    requests wait. So a plan, made again in the background as load and context drift, says for every batch size what a
+    second of delay costs in the long run (``policies.plan``). Of the shares and windows whose bound fits its budget, a
+    step takes the one with the most finetune tokens less that cost. Requests that wait have decode alone; so has a step
+    far outside what the predictor knows, unless there is a margin. ``slowdown`` limits the expected gap, window
+    included, to that multiple of decode alone's. ``background=False`` makes plans at once, at the same moments of
+    ``decode.time_s``, for simulation and tests.
     """
 
     keeps_slo: ClassVar[bool] = True
 
-    def __init__(self, context: PolicyContext, *, slowdown: float = float("inf"), background: bool = True) -> None:
+    def __init__(
+        self,
+        context: PolicyContext,
+        *,
+        slowdown: Annotated[float, Range(1.05, 4.0, log=True)] = float("inf"),
+        background: bool = True,
+    ) -> None:
         super().__init__(context)
         if not slowdown >= 1.0:
             raise HarliError(f"slowdown is a multiple of decode alone's gap, at least 1, not {slowdown}")
@@ -49,6 +57,8 @@ class Qos(Policy):
         held = range(context.menu.finetune_alone.finetune + 1)
         self._holding = [next((i for i, s in enumerate(shares) if s.finetune >= n), len(shares) - 1) for n in held]
         self._last = 0
+        self._switch_ms, self._overhead_ms, self._dead_ms = astuple(self._predictor.costs)
+        self._alone_per_s = self._predictor.finetune_alone_tokens_per_s
         self._meter = LoadMeter(context.max_batch)
         self._planning = _Planning(self._predictor, context, slowdown, self._meter)
         self._planner = Background(self._planning, CHECK_S, background)
@@ -73,31 +83,35 @@ class Qos(Policy):
             self._meter.took(plan.gap_ms[min(step.batch, plan.capacity)][share], gap_ms)
 
     def _choose(self, plan: Plan, decode: DecodeState, finetune: FinetuneState) -> float:
-        """Set the share to the best planned entry that fits this step, and give its window in ms."""
-        forecast, costs = self._predictor.forecast(decode, finetune), self._predictor.costs
-        gaps, bounds, units = forecast.gap_ms, forecast.bound_ms, self._decode_units
+        """Set the share that is worth most among those that fit this step, and give its window in ms."""
+        forecast, units = self._predictor.forecast(decode, finetune), self._predictor.units(finetune)
+        gaps, bounds, rates = forecast.gap_ms, forecast.bound_ms, forecast.finetune_tokens_per_s
+        price = plan.delay_cost[min(decode.batch, plan.capacity)]
         budget = budget_ms(self.context.slo, decode)
         if not forecast.known:
             budget *= CAREFUL
         slowest = self._slowdown * gaps[0]
-        held = bounds[self._holding[finetune.held_units]] if finetune.held_units else 0.0  # decode gets no more yet
-        batch = min(decode.batch, plan.capacity)
-        chosen, window_ms, limit = -1, 0.0, float("inf")
-        for share, planned_ms, shortfall in plan.entries[batch]:
-            if shortfall > limit:
-                break
-            room = min(budget - max(bounds[share], held), slowest - gaps[share])
+        gain = self._alone_per_s - price  # of a window's time
+        if not forecast.known or decode.prefill_tokens:
+            gain = 0.0
+        held_ms, overhead_ms = finetune.held_ms, self._overhead_ms
+        before = (rates[self._holding[finetune.held_units]] - price) * held_ms
+        before -= price * overhead_ms + self._alone_per_s * self._dead_ms
+        last, decode_units = self._last, self._decode_units
+        self._last, window_ms, most = 0, 0.0, -math.inf
+        for share, gap in enumerate(gaps):
+            room = min(budget - bounds[share], slowest - gap)
             if room < 0.0:
                 continue
-            grows = costs.switch_ms > 0.0 and units[share] > units[self._last]
-            if chosen < 0 or not grows:
-                chosen, window_ms = share, min(planned_ms, room - costs.window_overhead_ms)
-                if not grows:
-                    break
-                limit = shortfall + plan.patience[batch]  # one without a switch may do as well
-        self._last = max(chosen, 0)
-        if window_ms <= plan.shortest_window_ms or decode.prefill_tokens or finetune.held_units or not forecast.known:
-            return 0.0
+            worth, window = (rates[share] - price) * gap, 0.0
+            if decode_units[share] > decode_units[last]:
+                worth -= price * self._switch_ms
+            if gain > 0.0:
+                used_ms = units.in_window_ms(room - overhead_ms - held_ms)
+                if before + gain * used_ms > 0.0 < used_ms:
+                    worth, window = worth + before + gain * used_ms, room - overhead_ms
+            if worth > most:
+                most, self._last, window_ms = worth, share, window
         return window_ms
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 from harli.types import Decision, DecodeState, FinetuneState, HarliError, StepRecord
-from policies.base import Policy, PolicyContext
+from policies.base import Policy, PolicyContext, Range
 
 
 class Reactive(Policy):
@@ -16,7 +17,14 @@ class Reactive(Policy):
     fractions of the SLO. A gap above the ITL SLO itself moves at once. Without an SLO the largest split is kept.
     """
 
-    def __init__(self, context: PolicyContext, *, low: float = 0.7, high: float = 0.95, every: int = 16) -> None:
+    def __init__(
+        self,
+        context: PolicyContext,
+        *,
+        low: Annotated[float, Range(0.3, 0.75)] = 0.7,
+        high: Annotated[float, Range(0.75, 1.0)] = 0.95,
+        every: Annotated[int, Range(2, 64, log=True)] = 16,
+    ) -> None:
         super().__init__(context)
         if not 0.0 < low < high:
             raise HarliError(f"policy 'reactive' needs 0 < low < high, not low={low} and high={high}")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_type_hints
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from harli.types import HarliError
-from policies.base import Policy, PolicyContext
+from policies.base import Policy, PolicyContext, Range
 
 GROUP = "harli.policies"
 """Entry-point group: ours and third parties' policies, name = "module:Class"."""
@@ -26,6 +26,8 @@ class Parameter(NamedTuple):
     name: str
     annotation: Any
     default: Any
+    range: Range | None = None
+    """Where ``harli compare --tune`` searches; None for a parameter that it leaves alone."""
 
 
 def names() -> list[str]:
@@ -55,15 +57,20 @@ def load_policy(name: str) -> type[Policy]:
 def parameters(policy: type[Policy]) -> list[Parameter]:
     """What ``--param`` may set, in the order of the constructor. Raises HarliError if a type is not to be found."""
     try:
-        hints = get_type_hints(policy.__init__)
+        hints = get_type_hints(policy.__init__, include_extras=True)
     except NameError as error:
         raise HarliError(f"the parameters of {policy.__name__} cannot be read: {error} when it runs") from error
     signature = inspect.signature(policy.__init__)
     return [
-        Parameter(name, hints.get(name, str), argument.default)
+        Parameter(name, hint, argument.default, _range(hint))
         for name, argument in signature.parameters.items()
         if argument.kind is inspect.Parameter.KEYWORD_ONLY
+        for hint in (hints.get(name, str),)
     ]
+
+
+def _range(hint: Any) -> Range | None:
+    return next((found for found in getattr(hint, "__metadata__", ()) if isinstance(found, Range)), None)
 
 
 def make_policy(name: str, params: Mapping[str, Any], context: PolicyContext) -> Policy:

@@ -29,6 +29,7 @@ class Stepwise(Policy):
         if not finetune.ready:
             return best
         costs, alone_per_s = self._predictor.costs, self._predictor.finetune_alone_tokens_per_s
+        units, held_ms = self._predictor.units(finetune), finetune.held_ms
         budget = budget_ms(self.context.slo, decode)
         gaps, bounds, rates = self.limits(decode, finetune)
         most, window = 0.0, 0.0
@@ -37,10 +38,10 @@ class Stepwise(Policy):
             if room < 0.0:
                 continue
             rest = room - costs.window_overhead_ms
-            useful = 0.0 if finetune.held_units else max(0.0, rest - costs.window_dead_ms)  # its unit may outlast it
-            tokens = rate * gap + alone_per_s * useful
+            used = units.in_window_ms(rest - held_ms)
+            tokens = rate * gap + alone_per_s * max(0.0, used - costs.window_dead_ms)
             if tokens > most:
-                most, best, window = tokens, decision, rest if useful else 0.0
+                most, best, window = tokens, decision, rest if used else 0.0
         return Decision(best.share, window) if window else best
 
     def limits(

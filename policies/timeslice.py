@@ -25,6 +25,6 @@ class Timeslice(Policy):
         predictor = self._predictor
         bound = predictor.forecast(decode, finetune).bound_ms[0]
         window = budget_ms(self.context.slo, decode) - bound - predictor.costs.window_overhead_ms
-        if window <= predictor.costs.window_dead_ms or finetune.held_units:
+        if window < max(predictor.units(finetune).longest_ms, finetune.held_ms):
             return self._alone
         return Decision(self._alone.share, window)

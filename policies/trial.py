@@ -72,5 +72,7 @@ def random_states(seed: int, count: int = STATES) -> States:
         )
         held = int(random.integers(0, 3)) if random.random() < 0.1 else 0
         ready = bool(random.random() < 0.9)
-        states.append((decode, FinetuneState(ready, microbatch_tokens=256, unit_ms=6.0, held_units=held)))
+        states.append(
+            (decode, FinetuneState(ready, microbatch_tokens=256, held_units=held, held_ms=3.0 if held else 0.0))
+        )
     return states

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harli.types import Costs, DecodeState, FinetuneState, Menu, StepRecord, UnitTime
+from predictor.units import UnitTimes
 
 Floats = NDArray[np.float64]
 
@@ -50,6 +51,7 @@ class Predictor(ABC):
     unit_times: tuple[UnitTime, ...]
     finetune_alone_tokens_per_s: float
     """With the whole device, decode idle or waiting."""
+    _units: UnitTimes | None = None
 
     @abstractmethod
     def forecast(self, decode: DecodeState, finetune: FinetuneState) -> Forecast:
@@ -61,6 +63,14 @@ class Predictor(ABC):
     @abstractmethod
     def outlook(self, batch: Floats, context_sum: Floats, finetune: FinetuneState) -> Outlook:
         """Pure decode steps with these batches and summed contexts, for planning; any thread may call it."""
+
+    def units(self, finetune: FinetuneState) -> UnitTimes:
+        """How finetuning's units of this shape fill windows."""
+        shape = (finetune.microbatch_tokens, finetune.kept_layers)
+        units = self._units
+        if units is None or units.shape != shape:
+            units = self._units = UnitTimes(self.unit_times, self.menu.finetune_alone.finetune, shape)
+        return units
 
     def observe(self, row: StepRecord) -> None:  # noqa: B027
         """The step that just ended, as it happened: a chance to correct what is forecast next."""

@@ -37,7 +37,7 @@ STEP = 0.05
 STALE = 100
 """After this many steps of the other side a side follows the other: it must be able to find that all is well again."""
 KEPT = 4
-"""Forecasts kept until their steps end; an asynchronous engine begins a step before the last is observed."""
+"""Steps whose factors are kept until they end; an asynchronous engine begins a step before the last is observed."""
 
 
 class Correction:
@@ -96,12 +96,13 @@ class CorrectedPredictor(Predictor):
         shares = len(self._share)
         self._forecast = Forecast([0.0] * shares, [0.0] * shares)
         self._at = (math.nan, -1)
-        self._kept = [(-1, Forecast([0.0] * shares, [0.0] * shares)) for _ in range(KEPT)]
+        self._factors = (1.0, 1.0, 1.0, 1.0)
+        """Of gap and bound, decode alone and beside finetuning; never changed, only replaced."""
+        self._kept = [(-1, self._factors)] * KEPT
         self._sides = (Correction(coverage), Correction(coverage))
         self._since = [0, 0]
         """Steps since a side was observed."""
         self._observed = 0
-        self._factors = [1.0, 1.0, 1.0, 1.0]
 
     def forecast(self, decode: DecodeState, finetune: FinetuneState) -> Forecast:
         at = (decode.time_s, decode.step)
@@ -109,19 +110,15 @@ class CorrectedPredictor(Predictor):
         if at == self._at:
             return forecast
         self._at = at
-        raw = self._inner.forecast(decode, finetune)
-        place = decode.step % KEPT
-        kept = self._kept[place][1]
-        self._kept[place] = (decode.step, kept)
-        kept.gap_ms[:] = raw.gap_ms
-        kept.bound_ms[:] = raw.bound_ms
-        gap, bound, split_gap, split_bound = self._factors
-        gaps, bounds = forecast.gap_ms, forecast.bound_ms
-        gaps[0] = raw.gap_ms[0] * gap
-        bounds[0] = raw.bound_ms[0] * bound
+        raw, factors = self._inner.forecast(decode, finetune), self._factors
+        self._kept[decode.step % KEPT] = (decode.step, factors)
+        gap, bound, split_gap, split_bound = factors
+        gaps, bounds, raw_gaps, raw_bounds = forecast.gap_ms, forecast.bound_ms, raw.gap_ms, raw.bound_ms
+        gaps[0] = raw_gaps[0] * gap
+        bounds[0] = raw_bounds[0] * bound
         for share in range(1, len(gaps)):
-            gaps[share] = raw.gap_ms[share] * split_gap
-            bounds[share] = raw.bound_ms[share] * split_bound
+            gaps[share] = raw_gaps[share] * split_gap
+            bounds[share] = raw_bounds[share] * split_bound
         forecast.finetune_tokens_per_s = raw.finetune_tokens_per_s
         forecast.known = raw.known
         if finetune.held_units:
@@ -141,19 +138,20 @@ class CorrectedPredictor(Predictor):
 
     def observe(self, row: StepRecord) -> None:
         """Learn from a step, at the share that it really had; steps after idling, stalls and the like teach nothing."""
-        step, forecast = self._kept[row.step % KEPT]
+        step, factors = self._kept[row.step % KEPT]
         share = self._share.get(row.decode_units)
         actual_ms = row.gap_ms - row.window_ms
-        # A NaN gap fails every comparison.
+        # A NaN fails every comparison.
         if share is None or step != row.step or not actual_ms > 0.0 or row.window_ms >= STALL_MS:
             return
-        if share and not row.finetune_units:
+        if not row.predicted_ms > 0.0 or (share and not row.finetune_units):
             return
         side, other = (1, 0) if share else (0, 1)
+        gap, bound = factors[2 * side], factors[2 * side + 1]
         correction = self._sides[side]
         if self._since[side] >= STALE:
             correction.forget()
-        correction.observe(math.log(actual_ms / forecast.gap_ms[share]), math.log(actual_ms / forecast.bound_ms[share]))
+        correction.observe(math.log(actual_ms / row.predicted_ms * gap), math.log(actual_ms / row.bound_ms * bound))
         self._since[side] = 0
         self._since[other] += 1
         self._observed += 1
@@ -173,9 +171,10 @@ class CorrectedPredictor(Predictor):
             gaps[share], bounds[share] = gaps[place], bounds[place]
 
     def _update(self) -> None:
+        found = []
         for side, other in ((0, 1), (1, 0)):
             used = self._sides[side]
             if (self._since[side] >= STALE or not used.ready) and self._sides[other].ready:
                 used = self._sides[other]
-            self._factors[2 * side] = math.exp(used.shift)
-            self._factors[2 * side + 1] = math.exp(max(0.0, used.shift) + used.margin)
+            found += [math.exp(used.shift), math.exp(max(0.0, used.shift) + used.margin)]
+        self._factors = (found[0], found[1], found[2], found[3])

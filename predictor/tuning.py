@@ -82,13 +82,13 @@ def tune(
     when that file cannot be used. An exception in the middle, Ctrl-C too, loses no finished trial.
     """
     deadline_s = time.monotonic() + 60.0 * budget.minutes if budget.minutes is not None else np.inf
-    with _reporting_failures(storage):
+    with reporting_failures(storage):
         study = _study(data, seed, storage)
         done = _finished(study)[: budget.trials]
         for trial in done:
             on_trial(trial)
         while not done or (len(done) != budget.trials and time.monotonic() < deadline_s):
-            study.sampler = _sampler(seed, len(done))
+            study.sampler = sampler(seed, len(done))
             if len(done) < len(GIVEN):
                 study.enqueue_trial(GIVEN[len(done)])
             done.append(_run(study, data, folds, seed))
@@ -139,7 +139,8 @@ def _study(data: Dataset, seed: int, storage: Path | None) -> optuna.Study:
 
 
 @contextmanager
-def _reporting_failures(storage: Path | None) -> Iterator[None]:
+def reporting_failures(storage: Path | None) -> Iterator[None]:
+    """What goes wrong with the file of a search becomes a HarliError."""
     from optuna.exceptions import OptunaError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -147,10 +148,10 @@ def _reporting_failures(storage: Path | None) -> Iterator[None]:
         yield
     except (SQLAlchemyError, OptunaError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise HarliError(f"{storage} cannot keep the search ({reason}); move it away and train again") from error
+        raise HarliError(f"{storage} cannot keep the search ({reason}); move it away and try again") from error
 
 
-def _sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
+def sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
     """A sampler whose draws for trial ``number`` do not depend on how many sittings there were."""
     import optuna
 

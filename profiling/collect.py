@@ -42,11 +42,11 @@ class Collector:
         self._clock_zero = clock_zero
         self._segment = first_segment
         self._visits = 0
-        self._microbatch_tokens = 0
+        self._shape_now = (0, False)
 
     async def visit(self, group: Group, script: Sequence[Segment], purpose: str | None = None) -> Visit:
         """Let the group's requests run through ``script``. Raises HarliError if the engine cannot serve them."""
-        await self._shape(group.microbatch_tokens)
+        await self._shape(group.microbatch_tokens, group.keeps)
         await self._begin(encode_script(script), group.batch, self._plan.menu.decode_alone)
         tokens = output_tokens(script)
         requests = [self._request(prompt, tokens) for prompt in group.contexts]
@@ -61,13 +61,16 @@ class Collector:
         return self._labelled(group, script, rows, units, purpose or group.purpose)
 
     async def alone(self, share: Share, microbatch_tokens: int, seconds: float) -> list[UnitRecord]:
-        """Finetuning with nothing beside it."""
-        await self._shape(microbatch_tokens)
-        await self._units()
-        await self._begin("", 1, share)
-        await asyncio.sleep(seconds)
-        await self._begin("", 1, self._plan.menu.decode_alone)
-        return await self._units()
+        """Finetuning with nothing beside it: half of the time without, half with activations kept."""
+        units = []
+        for keeps in (False, True):
+            await self._shape(microbatch_tokens, keeps)
+            await self._units()
+            await self._begin("", 1, share)
+            await asyncio.sleep(seconds / 2)
+            await self._begin("", 1, self._plan.menu.decode_alone)
+            units += await self._units()
+        return units
 
     # Details
 
@@ -76,10 +79,10 @@ class Collector:
         limits = {"itl_ms": None, "tpot_ms": None}
         await command(self._engine, "begin", POLICY, params, limits, 0, self._clock_zero)
 
-    async def _shape(self, microbatch_tokens: int) -> None:
-        if microbatch_tokens != self._microbatch_tokens:
-            await command(self._engine, "reshape", microbatch_tokens)
-            self._microbatch_tokens = microbatch_tokens
+    async def _shape(self, microbatch_tokens: int, keeps: bool) -> None:
+        if (microbatch_tokens, keeps) != self._shape_now:
+            await command(self._engine, "reshape", microbatch_tokens, keeps)
+            self._shape_now = (microbatch_tokens, keeps)
 
     async def _units(self) -> list[UnitRecord]:
         return [UnitRecord(*row) for row in await command(self._engine, "drain_units")]

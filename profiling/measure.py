@@ -17,7 +17,6 @@ TAIL = 95.0
 
 def unit_times(units: pa.Table, layers: int, accumulation: int) -> tuple[UnitTime, ...]:
     """Times of units by kind, compute units and shape; beside decode only where there are none alone."""
-    per_pass = {"embed": 1.0, "forward": layers, "loss": 1.0, "backward": layers, "optimizer": layers / accumulation}
     columns = ("kind", "units", "microbatch_tokens", "kept_layers", "beside_decode", "duration_ms")
     found: dict[tuple[str, int, int, int], tuple[list[float], list[float]]] = {}
     for kind, size, microbatch, kept, beside, duration_ms in zip(
@@ -28,16 +27,32 @@ def unit_times(units: pa.Table, layers: int, accumulation: int) -> tuple[UnitTim
     times = []
     for key, (alone, beside) in sorted(found.items()):
         chosen = alone if len(alone) >= LEAST_ROWS else alone + beside
-        if len(chosen) >= LEAST_ROWS:
-            times.append(UnitTime(*key, per_pass[key[0]], float(np.mean(chosen)), float(np.percentile(chosen, 99))))
+        per_pass = units_per_pass(layers, key[3], accumulation).get(key[0], 0.0)
+        if per_pass and len(chosen) >= LEAST_ROWS:
+            times.append(UnitTime(*key, per_pass, float(np.mean(chosen)), float(np.percentile(chosen, 99))))
     return tuple(times)
 
 
+def units_per_pass(layers: int, kept: int, accumulation: int) -> dict[str, float]:
+    """Units of each kind in a micro-batch that keeps the activations of ``kept`` layers."""
+    recomputed = float(layers - kept)
+    return {
+        "embed": 1.0,
+        "forward": recomputed,
+        "forward_kept": float(kept),
+        "loss": 1.0,
+        "backward": recomputed,
+        "backward_kept": float(kept),
+        "optimizer": layers / accumulation,
+    }
+
+
 def alone_tokens_per_s(times: tuple[UnitTime, ...], units: pa.Table) -> dict[tuple[int, int], float]:
-    """Finetuning's rate with nothing beside it, by compute units and tokens of a micro-batch."""
+    """Finetuning's rate with nothing beside it and no layer kept, by compute units and tokens of a micro-batch."""
     rates = {}
     for size, microbatch in sorted({(time.units, time.microbatch_tokens) for time in times}):
-        mine = [time for time in times if (time.units, time.microbatch_tokens) == (size, microbatch)]
+        shape = (size, microbatch, 0)
+        mine = [time for time in times if (time.units, time.microbatch_tokens, time.kept_layers) == shape]
         if {"forward", "backward"} <= {time.kind for time in mine}:
             pass_ms = sum(time.per_pass * time.mean_ms for time in mine)
             mask = np.equal(units["microbatch_tokens"].to_numpy(), microbatch) & (units["tokens"].to_numpy() > 0)
@@ -54,8 +69,8 @@ def costs(steps: pa.Table, all_units: int, alone_per_ms: float) -> Costs:
         all_units: compute units of the device.
         alone_per_ms: tokens per millisecond of finetuning with the whole device.
     """
-    columns = ("gap_ms", "exclusive_ms", "decode_units", "batch", "admitted", "finetune_tokens")
-    gap, asked, decode, batch, admitted, tokens = (
+    columns = ("gap_ms", "exclusive_ms", "window_ms", "decode_units", "batch", "admitted", "finetune_tokens")
+    gap, asked, took, decode, batch, admitted, tokens = (
         np.asarray(steps[name].to_numpy(zero_copy_only=False), dtype=float) for name in columns
     )
     labelled = steps["segment"].to_numpy() >= 0
@@ -74,7 +89,7 @@ def costs(steps: pa.Table, all_units: int, alone_per_ms: float) -> Costs:
         beside = labelled & plain & (asked == 0) & (decode == all_units) & np.isin(batch, batch[opened])
         if beside.any():
             overhead = np.percentile(gap[opened] - asked[opened], TAIL) - np.percentile(gap[beside], TAIL)
-        dead = np.mean(asked[opened]) - np.mean(tokens[opened]) / alone_per_ms if alone_per_ms else 0.0
+        dead = np.mean(took[opened]) - np.mean(tokens[opened]) / alone_per_ms if alone_per_ms else 0.0
     return Costs(
         switch_ms=max(0.0, float(np.median(switches))) if switches else 0.0,
         window_overhead_ms=max(0.0, float(overhead)),

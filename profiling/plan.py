@@ -65,6 +65,11 @@ class Group:
     def batch(self) -> int:
         return len(self.contexts)
 
+    @property
+    def keeps(self) -> bool:
+        """Finetuning may keep activations in borrowed memory: in every other group, and not in the reference."""
+        return self.purpose != "reference" and self.number % 2 == 1
+
     def point(self, share: Share, menu: Menu) -> int:
         """The id of the operating point at ``share``."""
         return self.number * len(menu.shares) + menu.shares.index(share)

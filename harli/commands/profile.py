@@ -57,6 +57,9 @@ def profile(
     microbatch_tokens: Annotated[
         int | None, typer.Option(help="Middle one of three finetune shapes: half of it and twice it too.")
     ] = None,
+    lending: Annotated[
+        bool | None, typer.Option("--lending/--no-lending", help="Borrow KV-cache memory that decode does not need.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the plan.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to create. [default: profiles/TIME-MODEL]", show_default=False)
@@ -71,7 +74,7 @@ def profile(
     """
     engine = {"model": model, "role": role, "dtype": dtype, "max_model_len": max_model_len,
               "max_num_seqs": max_num_seqs, "kv_cache_gib": kv_cache_gib}  # fmt: skip
-    finetune = {"data": finetune_data, "microbatch_tokens": microbatch_tokens}
+    finetune = {"data": finetune_data, "microbatch_tokens": microbatch_tokens, "lending": lending}
     given: dict[str, Any] = {
         "engine": _given(engine),
         "finetune": _given(finetune) | ({} if lora_rank is None else {"lora": {"rank": lora_rank}}),

@@ -38,6 +38,7 @@ SETTINGS = {
     "slo_itl_ms": "slo.itl_ms",
     "trace": "workload.trace",
     "rate_scale": "workload.rate_scale",
+    "length_scale": "workload.length_scale",
     "requests_per_s": "workload.requests_per_s",
     "duration": "workload.duration_s",
     "finetune_data": "finetune.data",
@@ -52,6 +53,7 @@ SETTINGS = {
     "microbatch_tokens": "finetune.microbatch_tokens",
     "accumulation": "finetune.accumulation",
     "checkpoint_every": "finetune.checkpoint_every",
+    "lending": "finetune.lending",
 }
 """Which setting a flag gives; a flag that is not given leaves it to the file and its default."""
 
@@ -79,6 +81,7 @@ def run(
     slo_itl_ms: Annotated[float | None, flag("Objective for every gap between tokens.")] = None,
     trace: Annotated[Path | None, flag("Trace of requests; generated ones without it.")] = None,
     rate_scale: Annotated[float | None, flag("Factor on the request rate.", WORKLOAD.rate_scale)] = None,
+    length_scale: Annotated[float | None, flag("Factor on prompt and output lengths.", WORKLOAD.length_scale)] = None,
     requests_per_s: Annotated[float | None, flag("Rate of generated requests.", WORKLOAD.requests_per_s)] = None,
     duration: Annotated[float | None, flag("Seconds of workload to serve.", WORKLOAD.duration_s)] = None,
     seed: Annotated[int | None, flag("Of the workload, the policy and finetuning.", WORKLOAD.seed)] = None,
@@ -95,6 +98,9 @@ def run(
     microbatch_tokens: Annotated[int | None, flag("Tokens of a micro-batch.", FINETUNE.microbatch_tokens)] = None,
     accumulation: Annotated[int | None, flag("Micro-batches per update.", FINETUNE.accumulation)] = None,
     checkpoint_every: Annotated[int | None, flag("Updates between checkpoints.", FINETUNE.checkpoint_every)] = None,
+    lending: Annotated[
+        bool | None, typer.Option("--lending/--no-lending", help="Borrow KV-cache memory that decode does not need.")
+    ] = None,
     dtype: Annotated[str | None, flag("auto, bfloat16, float16 or float32.", ENGINE.dtype)] = None,
     max_model_len: Annotated[int | None, flag("Longest request in tokens.", ENGINE.max_model_len)] = None,
     max_num_seqs: Annotated[int | None, flag("Most requests in a step.", ENGINE.max_num_seqs)] = None,
@@ -137,11 +143,7 @@ def _settings(flags: dict[str, Any]) -> RunSettings:
             settings_file.override(values, f"{section}.seed", flags["seed"])
     if flags["lora_targets"] is not None:
         settings_file.override(values, "finetune.lora.targets", flags["lora_targets"].replace(" ", "").split(","))
-    for pair in flags["param"] or []:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise HarliError(f"--param wants key=value, not {pair!r}")
-        settings_file.override(values, f"params.{key}", value)
+    settings_file.override_params(values, flags["param"] or [])
     return settings_file.validate(values)
 
 

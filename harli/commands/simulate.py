@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,32 +11,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harli import settings_file
 from harli.commands.complete import policies
-from harli.commands.run import FINETUNE, SETTINGS, WORKLOAD, flag
+from harli.commands.run import FINETUNE, WORKLOAD, flag
+from harli.commands.simulation_settings import DEVICE, device_of, simulation_settings
 from harli.commands.table import run_table
-from harli.config import CHAMPION
 from harli.types import HarliError
 
 if TYPE_CHECKING:
     from harli.records.reader import Record
     from harli.records.schema import RunInfo
-    from harli.simulate.device import Device
     from harli.simulate.like import Compared
     from harli.simulate.run import Simulation, SimulationSettings
 
-DEVICE = "h200/llama-3-8b"
-ONLY_HERE = ("device", "kv_blocks", "noise")
-"""Settings that a simulation has beside those of a run."""
-RECORDED = ("trace", "rate_scale", "requests_per_s", "duration")
-"""Flags that a record of requests leaves no room for."""
-NOISE = {
-    "sigma": "noise",
-    "straggler_probability": "straggler_probability",
-    "straggler_factor": "straggler_factor",
-    "drift_per_minute": "drift_per_minute",
-}
-"""Fields of the noise, and the flags that give them."""
+FLEET = ("router", "jobs")
+"""Flags that only a fleet has."""
 
 
 def simulate(
@@ -56,7 +43,10 @@ def simulate(
     slo_itl_ms: Annotated[float | None, flag("Objective for every gap between tokens.")] = None,
     trace: Annotated[Path | None, flag("Trace of requests; generated ones without it.")] = None,
     rate_scale: Annotated[float | None, flag("Factor on the request rate.", WORKLOAD.rate_scale)] = None,
-    requests_per_s: Annotated[float | None, flag("Rate of generated requests.", "5.5, or 1 with a predictor")] = None,
+    length_scale: Annotated[float | None, flag("Factor on prompt and output lengths.", WORKLOAD.length_scale)] = None,
+    requests_per_s: Annotated[
+        float | None, flag("Rate of generated requests.", "5.5, or 1 with a predictor; per instance")
+    ] = None,
     duration: Annotated[float | None, flag("Seconds of workload to serve.", "600, or 60 with a predictor")] = None,
     seed: Annotated[int | None, flag("Of the workload, the policy and the noise.", WORKLOAD.seed)] = None,
     updates: Annotated[int | None, flag("Stop training after this many.", "as long as the run")] = None,
@@ -69,14 +59,25 @@ def simulate(
     straggler_probability: Annotated[float | None, flag("Probability that a step straggles.", 0.0)] = None,
     straggler_factor: Annotated[float | None, flag("How many times longer such a step takes.", 5.0)] = None,
     drift_per_minute: Annotated[float | None, flag("Fraction by which steps get slower every minute.", 0.0)] = None,
+    instances: Annotated[int | None, flag("Simulate a fleet of so many; rates are the fleet's.", min=1)] = None,
+    router: Annotated[str | None, flag("round-robin or least-loaded, for a fleet.", "round-robin")] = None,
+    jobs: Annotated[int | None, flag("Processes that simulate a fleet.", "one per core", min=1)] = None,
     out: Annotated[Path | None, flag("Record folder to create.", "records/TIME-POLICY-simulated")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="On stderr only errors and the record's path.")] = False,
 ) -> None:
-    """Simulate a decode instance with finetuning beside it, under one policy.
+    """Simulate a decode instance with finetuning beside it, or a fleet of them, under one policy.
 
-    Example: harli simulate --policy static --slo-itl-ms 15 --duration 600
+    Example: harli simulate --policy qos --slo-itl-ms 15 --duration 600
+
+    Example: harli simulate --policy qos --slo-itl-ms 15 --instances 100 --router least-loaded
     """
+    if instances is not None:
+        from harli.commands.fleet import simulate_fleet
+
+        return simulate_fleet(context.params)
+    if given := [name for name in FLEET if context.params[name] is not None]:
+        raise HarliError(f"--{given[0]} is for a fleet: give --instances, too")
     from harli.records.reader import read_record
     from harli.simulate.like import compare
 
@@ -97,65 +98,12 @@ def simulate(
 
 def _prepare(flags: dict[str, Any], record: Record | None) -> tuple[Simulation, SimulationSettings]:
     from harli.simulate.like import recorded_workload
-    from harli.simulate.run import Simulation, SimulationSettings
+    from harli.simulate.run import Simulation
     from harli.workload.make import make_workload
 
-    values, own = _settings(flags, record)
-    settings = SimulationSettings.model_validate(settings_file.validate(values).model_dump() | own)
-    device = _device(settings)
-    if record is None:
-        engine = settings.engine.model_copy(update={"model": device.model})
-        settings = settings.model_copy(update={"engine": engine})
+    settings, device = device_of(simulation_settings(flags, record), record)
     workload = recorded_workload(record) if record else make_workload(settings.workload, settings.engine.max_model_len)
     return Simulation(settings, device, workload), settings
-
-
-def _settings(flags: dict[str, Any], record: Record | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of a run, and those that only a simulation has: the record's or the device's usual, then flags."""
-    from harli.simulate.analytic import ROOFLINES
-    from harli.simulate.devices import USUAL
-    from harli.simulate.like import kv_blocks
-
-    if record:
-        if ignored := [name for name in RECORDED if flags[name] is not None]:
-            raise HarliError(f"--like takes the requests of the record: leave out --{ignored[0].replace('_', '-')}")
-        values = deepcopy(record.info.settings)
-        usual = {"device": values.get("predictor", CHAMPION), "kv_blocks": kv_blocks(record)}
-    else:
-        values = deepcopy(USUAL) if (flags["device"] or DEVICE) in ROOFLINES else {}
-        usual = {"device": DEVICE, "kv_blocks": None}
-    own = usual | {name: values.pop(name) for name in ONLY_HERE if values.get(name) is not None}
-    own |= {name: flags[name] for name in ("device", "kv_blocks") if flags[name] is not None}
-    noise = {name: flags[given] for name, given in NOISE.items() if flags[given] is not None}
-    own["noise"] = own.get("noise", {}) | noise
-    own["predictor"] = own["device"]
-    if flags["policy"] is not None and flags["policy"] != values.get("policy"):
-        values["params"] = {}
-    for name, path in SETTINGS.items():
-        if flags.get(name) is not None:
-            settings_file.override(values, path, flags[name])
-    if flags["seed"] is not None:
-        for section in ("engine", "workload", "finetune"):
-            settings_file.override(values, f"{section}.seed", flags["seed"])
-    for pair in flags["param"] or []:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise HarliError(f"--param wants key=value, not {pair!r}")
-        settings_file.override(values, f"params.{key}", value)
-    return values, own
-
-
-def _device(settings: SimulationSettings) -> Device:
-    """A roofline by its name, or else the device of a predictor."""
-    from harli.simulate.analytic import ROOFLINES
-    from harli.simulate.devices import roofline_device, trained_device
-
-    name, arguments = settings.device, (settings.finetune, settings.noise, settings.workload.seed)
-    if name in ROOFLINES:
-        return roofline_device(name, *arguments)
-    from harli.tracking.models import load_predictor_folder
-
-    return trained_device(load_predictor_folder(name), name, *arguments)
 
 
 def _execute(simulation: Simulation, duration_s: float, folder: Path, *, quiet: bool) -> RunInfo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harli.types import HarliError, Menu, Slo
@@ -15,6 +15,9 @@ FEW_SPLITS = 2
 """Up to so many splits, `static` is compared at every one of them."""
 THRESHOLDS = ((0.4, 0.7), (0.5, 0.8), (0.6, 0.9), (0.7, 0.95))
 """``low`` and ``high`` of `reactive`, from cautious to bold."""
+
+PRICES = (0.0, 0.5, 0.85, 1.0, 1.5)
+"""``price`` of `oracle`, from filling every step to caution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +62,21 @@ class Entrant:
 
 SEPARATE = Entrant("separate", slo_aware=False)
 """Decode alone: always there, what all others are measured against."""
+ORACLE = "oracle"
+"""The policy that is an upper limit: what others are measured against, and nobody's rival."""
 Group = tuple[Entrant, ...]
 """Variants of a policy, of which the best one takes part in the rounds."""
 
 
-def groups(policies: Sequence[str], menu: Menu) -> tuple[Group, ...]:
+def groups(
+    policies: Sequence[str], menu: Menu, tuned: Mapping[str, Mapping[str, Value]] | None = None
+) -> tuple[Group, ...]:
     """The entrants beside `separate`, as groups of variants; most groups have one.
 
-    `static` has every split, fixed and work-conserving; `reactive` has several thresholds. Raises
-    HarliError for an unknown policy, one named twice, and when nothing but `separate` is named.
+    `static` has every split, fixed and work-conserving; `reactive` has several thresholds, `oracle` several
+    prices, careful or not. ``tuned``: by policy, parameters with which it takes part once more.
+
+    Raises HarliError for an unknown policy, one named twice, and when nothing but `separate` is named.
     """
     found: list[Group] = []
     for name in dict.fromkeys(policies):
@@ -78,6 +87,8 @@ def groups(policies: Sequence[str], menu: Menu) -> tuple[Group, ...]:
         if any(str(variants[0][0]) == str(group[0]) for group in found):
             raise HarliError(f"two of the policies are called {variants[0][0]}; rename one")
         found += variants
+        if tuned and name in tuned:
+            found.append((Entrant(name, tuple(tuned[name].items()), aware),))
     if not found:
         raise HarliError("nothing to compare with decode alone: add a policy to --policies")
     return tuple(found)
@@ -86,6 +97,8 @@ def groups(policies: Sequence[str], menu: Menu) -> tuple[Group, ...]:
 def _variants(name: str, menu: Menu) -> list[list[tuple[tuple[str, Value], ...]]]:
     if name == "reactive":
         return [[(("low", low), ("high", high)) for low, high in THRESHOLDS]]
+    if name == ORACLE:
+        return [[(("price", price), ("careful", careful)) for careful in (True, False) for price in PRICES]]
     if name == "static" and menu.splits:
         kinds: list[list[tuple[tuple[str, Value], ...]]] = [
             [(("share", str(split)), ("work_conserving", conserving)) for split in menu.splits]

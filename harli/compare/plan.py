@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol
 
 import numpy as np
@@ -65,8 +66,18 @@ def planned_runs(
 
     Each run has to be complete before the next one is asked for, if the iteration is to go on to its end.
     """
+    return chain.from_iterable(planned_batches(settings, variants, menu, results))
+
+
+def planned_batches(
+    settings: ComparisonSettings, variants: Sequence[Group], menu: Menu, results: Results
+) -> Iterator[list[PlannedRun]]:
+    """All runs in order, in batches whose runs do not wait for each other's results.
+
+    Each batch has to be complete before the next one is asked for, if the iteration is to go on to its end.
+    """
     first, seed = PlannedRun(1, SEPARATE), settings.run.workload.seed
-    yield first
+    yield [first]
     alone = results.run(first, Slo())
     if alone is None:
         return
@@ -77,18 +88,20 @@ def planned_runs(
         tried = [entrant for group in contested for entrant in group]
         pairs = [(entrant, wanted) for entrant in tried for wanted in _wanted(entrant, objectives)]
         pruning = [PlannedRun(PRUNING, entrant, wanted) for entrant, wanted in [(SEPARATE, None), *pairs]]
-        yield from _shuffled(pruning, seed, PRUNING)
+        yield _shuffled(pruning, seed, PRUNING)
         for group in contested:
             best = [_best(group, objective, results) for objective in objectives]
             if None in best:
                 return
             chosen += dict.fromkeys(pair for pair in best if pair is not None)
+    rounds: list[PlannedRun] = []
     for number in range(1, settings.rounds + 1):
         runs = [PlannedRun(number, entrant, wanted) for entrant, wanted in [(SEPARATE, None), *chosen]]
         if settings.dedicated:
             runs += [PlannedRun(number, entrant, wanted, "half") for entrant, wanted in chosen]
             runs.append(alone_run(number, menu))
-        yield from (run for run in _shuffled(runs, seed, number) if run != first)
+        rounds += (run for run in _shuffled(runs, seed, number) if run != first)
+    yield rounds
 
 
 def alone_run(number: int, menu: Menu) -> PlannedRun:
@@ -104,7 +117,7 @@ def expected_s(settings: ComparisonSettings, variants: Sequence[Group]) -> float
     runs = [slos if group[0].slo_aware else 1 for group in variants]
     contested = sum(count * len(group) for count, group in zip(runs, variants, strict=True) if len(group) > 1)
     a_round = 1 + sum(runs) + (1 + sum(runs) if settings.dedicated else 0)
-    pruning_s = (1 + contested) * min(settings.prune_s, duration_s) if contested else 0.0
+    pruning_s = (1 + contested) * settings.pruning_s if contested else 0.0
     return settings.rounds * a_round * duration_s + pruning_s
 
 

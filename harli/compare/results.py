@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from harli.compare.cell import SEPARATE, Entrant, Group, Objective, groups
@@ -31,44 +34,44 @@ class Scored:
 
 
 class ComparisonFolder:
-    """Reads a comparison; each record once."""
+    """Reads a comparison; of each record only what it shows is kept, since those of simulated hours are large."""
 
     def __init__(self, folder: Path) -> None:
         """Raises HarliError when ``folder`` holds no comparison, or a damaged one."""
         self.folder = folder
         self.info = read_info(folder / COMPARISON_FILE, ComparisonInfo)
-        self._records: dict[str, Record] = {}
+        self._complete: set[str] = set()
         self._runs: dict[tuple[str, Slo], Run] = {}
 
     def complete(self, planned: PlannedRun) -> bool:
         """The run was finished. Raises HarliError when its record is damaged."""
         path = self.folder / planned.folder / RUN_FILE
-        return planned.folder in self._records or (path.exists() and read_info(path, RunInfo).status == "finished")
+        if planned.folder not in self._complete and path.exists() and read_info(path, RunInfo).status == "finished":
+            self._complete.add(planned.folder)
+        return planned.folder in self._complete
 
     def record(self, planned: PlannedRun) -> Record | None:
         """None unless the run is complete. Raises HarliError when its record is damaged."""
-        if planned.folder not in self._records and self.complete(planned):
-            self._records[planned.folder] = read_record(self.folder / planned.folder)
-        return self._records.get(planned.folder)
+        return read_record(self.folder / planned.folder) if self.complete(planned) else None
 
     def run(self, planned: PlannedRun, slo: Slo) -> Run | None:
         """A complete run held against ``slo``, whatever SLO it ran with; None if it is not complete."""
-        record = self.record(planned)
-        if record is None:
-            return None
         key = planned.folder, slo
         if key not in self._runs:
+            record = self.record(planned)
+            if record is None:
+                return None
             metrics = summarise(
                 record.steps, record.requests, record.updates, slo=slo, duration_s=record.info.duration_s
             )
             failure = record.info.finetune.reason if record.info.finetune.state == "failed" else ""
-            self._runs[key] = Run(metrics | {ADMITTED: _admitted_per_s(record)}, failure)
+            self._runs[key] = Run(metrics | {ADMITTED: admitted_per_s(record.requests)}, failure)
         return self._runs[key]
 
     @cached_property
     def variants(self) -> tuple[Group, ...]:
         """What takes part beside `separate`."""
-        return groups(self.info.settings.policies, self._menu)
+        return groups(self.info.settings.policies, self._menu, self.info.settings.tuned)
 
     def planned(self) -> list[PlannedRun]:
         """All runs that are known so far, complete or not, in order."""
@@ -86,16 +89,21 @@ class ComparisonFolder:
             return []
         return [self._scored(one, planned) for one in self.info.settings.objectives(dict(alone.metrics))]
 
-    def scored_records(self) -> list[Record]:
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the result so far as plain JSON values."""
+        settings = self.info.settings
+        of = {"simulated": settings.simulation is not None, "rate_scale": settings.run.workload.rate_scale}
+        return [of | row.as_json() for one in self.scored() for row in one.rows]
+
+    def scored_records(self) -> Iterator[Record]:
         """A record per row and round, as if it had run with the row's SLO: with those metrics and an id of its own."""
-        planned, found = self.planned(), []
+        planned = self.planned()
         for one in self.scored():
             for row in one.rows:
                 for run in _of(row.entrant, one.objective, planned):
                     record = self.record(run)
                     if record is not None:
-                        found.append(self._held_against(record, run, one.objective.slo))
-        return found
+                        yield self._held_against(record, run, one.objective.slo)
 
     @property
     def _menu(self) -> Menu:
@@ -141,9 +149,9 @@ def _of(entrant: Entrant, objective: Objective, planned: list[PlannedRun]) -> li
     return sorted(mine, key=lambda run: run.round)
 
 
-def _admitted_per_s(record: Record) -> float | None:
+def admitted_per_s(requests: pa.Table) -> float | None:
     """Completed requests over the seconds until the last of them was scheduled first."""
-    completed = record.requests.filter(pc.equal(record.requests["error"], ""))
+    completed = requests.filter(pc.equal(requests["error"], ""))
     if not len(completed):
         return None
     admitted_s = completed["arrival_s"].to_numpy() + completed["queue_wait_ms"].to_numpy() / 1e3

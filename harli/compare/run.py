@@ -1,4 +1,4 @@
-"""A comparison from its settings to its folder: one engine, run after run, a drain between."""
+"""A comparison on a real engine: one engine, run after run, a drain between."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from harli import crashes
-from harli.compare.cell import SEPARATE, Entrant, groups
-from harli.compare.plan import PRUNING, PlannedRun, alone_run, expected_s, planned_runs
+from harli.compare.base import Comparison, OnProgress, Progress
+from harli.compare.cell import SEPARATE
+from harli.compare.plan import PRUNING, PlannedRun, expected_s, planned_runs
 from harli.compare.results import ComparisonFolder
-from harli.compare.settings import COMPARISON_FILE, ComparisonInfo, ComparisonSettings, check_same
-from harli.config import RunSettings, SloSettings
+from harli.compare.settings import ComparisonSettings
+from harli.config import RunSettings
 from harli.engine import device
 from harli.engine.launch import engine_arguments, launched, prepare_environment
 from harli.engine.log import warnings
@@ -27,45 +27,21 @@ from harli.finetune.trainer import CHECKPOINTS
 from harli.forecasting import Chosen, choose
 from harli.live import Progress as RunProgress
 from harli.records.schema import FinetuneInfo, RunInfo
-from harli.records.writer import RecordWriter, make_folder, replacing
+from harli.records.writer import RecordWriter
 from harli.run import EngineDiedError, PolicyRun
 from harli.types import HarliError, Slo
-from harli.workload.base import Workload
 from harli.workload.make import make_workload
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-TRIAL_SLO_MS = 100.0
-"""Policies are tried with it while the SLO still has to be measured."""
 
-
-class Progress(NamedTuple):
-    """What a comparison tells its caller every second, and when a run has ended."""
-
-    planned: PlannedRun
-    done_s: float
-    """Seconds of workload that are over."""
-    total_s: float
-    live: RunProgress | None
-    """None when the run has ended."""
-
-
-class Comparison:
-    """Making it checks the settings; nothing is written before ``execute``."""
+class EngineComparison(Comparison):
+    """Policies in turn on the engine of this machine."""
 
     def __init__(self, settings: ComparisonSettings, resume: Path | None = None) -> None:
-        """``resume``: the folder of a comparison to go on with; it has to be of the same settings.
-
-        Raises HarliError for whatever the user can mend.
-        """
         prepare_environment()
-        self.settings = settings
-        self.menu = device.menu()
-        self.variants = groups(settings.policies, self.menu)
-        self._before = ComparisonFolder(resume) if resume else None
-        if self._before is not None:
-            check_same(self._before.info, settings, [str(share) for share in self.menu.shares])
+        super().__init__(settings, device.menu(), resume)
         self.job = crashes.job_name(settings.run.engine.model, settings.run.finetune)
         crashes.check(self.job)
         arguments = engine_arguments(settings.run.engine)
@@ -75,13 +51,17 @@ class Comparison:
             check_data(finetune.data, arguments["model"], finetune.microbatch_tokens)
         if any(len(group) > 1 for group in self.variants):
             self.requests(PlannedRun(PRUNING, SEPARATE))
-        self.predictors = {entrant: self._chosen(entrant) for entrant in self._entrants()}
-        if self._before is not None:
-            self._check_predictors(self._before)
+        trial = self.trial_slo()
+        self.predictors = {
+            entrant: choose(self.run_settings(PlannedRun(1, entrant)), trial) for entrant in self.entrants()
+        }
+        if self.before is not None:
+            self._check_predictors(self.before)
 
-    async def execute(
-        self, folder: Path, on_start: Callable[[list[str]], None], on_progress: Callable[[Progress], None]
-    ) -> None:
+    def device(self) -> dict[str, Any]:
+        return device.describe()
+
+    async def execute(self, folder: Path, on_start: Callable[[list[str]], None], on_progress: OnProgress) -> None:
         """Run whatever is not complete in ``folder``, which is created unless it is gone on with.
 
         Cancelling keeps all that is complete. Raises HarliError when the engine fails; what there is can be
@@ -99,50 +79,6 @@ class Comparison:
                 on_start(warnings(folder / ENGINE_LOG))
                 await Sitting(self, folder, data, on_progress).run(engine)
 
-    def prepare(self, folder: Path) -> None:
-        """Create ``folder`` and describe the comparison in it, unless one is gone on with."""
-        if self._before is None:
-            make_folder(folder)
-            with replacing(folder / COMPARISON_FILE) as path:
-                path.write_text(self._info().model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-    def run_settings(self, planned: PlannedRun) -> RunSettings:
-        """The settings of one run."""
-        slo = planned.objective.slo if planned.objective else Slo()
-        workload = self.settings.run.workload
-        longest_s = self.settings.prune_s if planned.round == PRUNING else workload.duration_s
-        changes: dict[str, Any] = {
-            "policy": planned.entrant.policy,
-            "params": dict(planned.entrant.params),
-            "slo": SloSettings(itl_ms=slo.itl_ms, tpot_ms=slo.tpot_ms),
-            "workload": workload.model_copy(update={"duration_s": min(longest_s, workload.duration_s)}),
-        }
-        return self.settings.run.model_copy(update=changes)
-
-    def requests(self, planned: PlannedRun) -> Workload:
-        """The requests of one run. Raises HarliError when the pruning pass is too short to have one."""
-        requests = self.workload.requests
-        if planned.load == "none":
-            requests = ()
-        elif planned.load == "half":
-            requests = requests[::2]
-        elif planned.round == PRUNING:
-            requests = tuple(one for one in requests if one.arrival_s < self.settings.prune_s)
-            if not requests:
-                raise HarliError(f"no request is due in the first {self.settings.prune_s:g} s; raise --prune-s")
-        return replace(self.workload, requests=requests)
-
-    def _entrants(self) -> list[Entrant]:
-        alone = [alone_run(1, self.menu).entrant] if self.settings.dedicated else []
-        return [SEPARATE, *alone, *(entrant for group in self.variants for entrant in group)]
-
-    def _chosen(self, entrant: Entrant) -> Chosen:
-        slo = self.settings.run.slo
-        trial = Slo(slo.itl_ms, slo.tpot_ms)
-        if self.settings.slo_scales:
-            trial = Slo(**{f"{self.settings.slo_on}_ms": TRIAL_SLO_MS})
-        return choose(self.run_settings(PlannedRun(1, entrant)), trial)
-
     def _check_predictors(self, before: ComparisonFolder) -> None:
         """Raises HarliError unless each entrant would go on with the predictor that it began with."""
         for planned in before.planned():
@@ -154,22 +90,11 @@ class Comparison:
                     "promote that one again (harli predictors), or begin a new comparison"
                 )
 
-    def _info(self) -> ComparisonInfo:
-        return ComparisonInfo(
-            settings=self.settings,
-            menu=[str(share) for share in self.menu.shares],
-            device=device.describe(),
-            versions=device.versions(),
-            started_at=datetime.now(UTC).isoformat(),
-        )
-
 
 class Sitting:
     """Runs with one engine what is not complete yet."""
 
-    def __init__(
-        self, comparison: Comparison, folder: Path, data: Path, on_progress: Callable[[Progress], None]
-    ) -> None:
+    def __init__(self, comparison: EngineComparison, folder: Path, data: Path, on_progress: OnProgress) -> None:
         self._comparison = comparison
         self._folder = folder
         self._data = data

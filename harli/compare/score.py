@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harli.compare.cell import SEPARATE, Entrant, Objective
+from harli.compare.cell import ORACLE, SEPARATE, Entrant, Objective
 from harli.records.summary import METRICS, Floats
 from harli.types import Slo
 
@@ -85,6 +85,8 @@ class Row:
     ratio: float | None = None
     """Finetune tokens/s over the rival's."""
     ratio_interval: Interval | None = None
+    of_oracle: float | None = None
+    """Finetune tokens/s over those of `oracle`, if it takes part and leaves decode unharmed."""
     gain: float | None = None
     """Over dedicated devices: two devices that do both, against one that decodes and one that finetunes."""
 
@@ -111,6 +113,7 @@ class Row:
             f"{TOKENS}_interval": self.interval,
             f"{TOKENS}_vs_best_rival": self.ratio,
             f"{TOKENS}_vs_best_rival_interval": self.ratio_interval,
+            f"{TOKENS}_vs_oracle": self.of_oracle,
             "best_rival": str(self.rival) if self.rival else None,
             "finetune/gain_vs_dedicated": self.gain,
             "keeps_slo": self.verdict.keeps_slo,
@@ -164,7 +167,11 @@ def score(objective: Objective, runs: Mapping[Entrant, Rounds], gains: Mapping[E
         if rounds.keys() & separate.keys()
     ]
     rows.sort(key=lambda row: (row.entrant != SEPARATE, -(row.metrics[TOKENS] or 0.0)))
-    rivals = [row for row in rows if row.unharmed and row.entrant != SEPARATE and row.metrics[TOKENS]]
+    good = [row for row in rows if row.unharmed and row.entrant != SEPARATE and row.metrics[TOKENS]]
+    limit = next((row.metrics[TOKENS] for row in good if row.entrant.policy == ORACLE), None)
+    if limit:
+        rows = [replace(row, of_oracle=(row.metrics[TOKENS] or 0.0) / limit) for row in rows]
+    rivals = [row for row in good if row.entrant.policy != ORACLE]
     return [row if row.entrant == SEPARATE else _against_rival(row, rivals, runs) for row in rows]
 
 

@@ -7,17 +7,29 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from harli.compare.cell import Objective
+from harli.compare.cell import Objective, Value
 from harli.config import Name, RunSettings, Settings
 from harli.records.schema import SCHEMA_VERSION, Info
+from harli.simulate.device import Noise
 from harli.types import HarliError, Slo
 
 COMPARISON_FILE = "comparison.json"
 
 BASE_METRICS = {"itl": "decode/itl_p99_ms", "tpot": "decode/tpot_p99_ms"}
 """What an SLO scale is a multiple of, as decode alone shows it."""
+
+
+PRUNE_S = 20.0
+
+
+class SimulatedDevice(Settings):
+    """What a simulation has beside the settings of a run, as in ``harli.simulate.run.SimulationSettings``."""
+
+    device: Name
+    kv_blocks: PositiveInt | None = None
+    noise: Noise = Noise()
 
 
 class ComparisonSettings(Settings):
@@ -28,12 +40,17 @@ class ComparisonSettings(Settings):
     slo_scales: tuple[float, ...] = ()
     slo_on: Literal["itl", "tpot"] = "itl"
     """Which latency the scales are about."""
-    prune_s: float = 20.0
-    """Seconds of the workload in the pass that chooses among a policy's variants."""
+    prune_s: float | None = None
+    """Seconds of the workload in the pass that chooses among a policy's variants; without it, ``PRUNE_S`` or, where
+    nobody has to wait for them, all."""
     dedicated: bool = False
     """Half of the requests and finetuning alone, too."""
     run: RunSettings
     """What all runs have in common; its policy does not matter."""
+    tuned: dict[Name, dict[str, Value]] = Field(default_factory=dict)
+    """By policy, parameters with which it takes part once more."""
+    simulation: SimulatedDevice | None = None
+    """What the runs are simulated on; None for an engine."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -41,7 +58,7 @@ class ComparisonSettings(Settings):
             raise HarliError("nothing to compare: give --policies, such as --policies qos,static")
         if self.rounds < 1:
             raise HarliError(f"--rounds must be 1 or more, not {self.rounds}")
-        if not self.prune_s > 0.0:
+        if self.prune_s is not None and not self.prune_s > 0.0:
             raise HarliError(f"--prune-s must be a positive number of seconds, not {self.prune_s:g}")
         given = self.run.slo.itl_ms is not None or self.run.slo.tpot_ms is not None
         if not given and not self.slo_scales:
@@ -53,6 +70,12 @@ class ComparisonSettings(Settings):
         if any(one == other for one, other in pairwise(sorted(self.slo_scales))):
             raise HarliError("--slo-scale has the same number twice; leave one out")
         return self
+
+    @property
+    def pruning_s(self) -> float:
+        """How long the runs of that pass are."""
+        duration_s = self.run.workload.duration_s
+        return min(self.prune_s or (duration_s if self.simulation else PRUNE_S), duration_s)
 
     def objectives(self, alone: dict[str, float | None]) -> tuple[Objective, ...]:
         """The SLOs to compare at; ``alone`` has the metrics of decode alone on the same requests.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+from harli.compute.timing import StepTimer, WallTimer
 from harli.types import Menu
 
 
@@ -38,6 +39,13 @@ class Partitioner(ABC):
     @abstractmethod
     def set_finetune(self, units: int) -> None:
         """Likewise for finetuning's thread."""
+
+    def wait_finetune(self) -> None:  # noqa: B027
+        """Return when the device has done what finetuning's thread, the caller, gave it; on a CPU it has already."""
+
+    def timer(self) -> StepTimer:
+        """A timer of decode's steps."""
+        return WallTimer()
 
     def cpu_ms(self) -> tuple[float, float]:
         """CPU time that decode's and finetuning's threads have had so far; NaN where it cannot be read."""

@@ -24,16 +24,21 @@ class Gate:
         self._allowed = 0
         self._deadline = math.inf
         self._in_use = 0
-        self._entered_s = 0.0
+        self._entered_s = self._leaves_s = 0.0
         self._waiting = False
         self._closed = False
 
     # Finetuning's side
 
-    def enter(self, expected_ms: float) -> int:
-        """Wait until a unit of about ``expected_ms`` may start; the compute units it has, 0 when the gate is closed."""
+    def enter(self, expected_ms: float, called_off: Callable[[], bool] = lambda: False) -> int | None:
+        """Wait until a unit of about ``expected_ms`` may start; the compute units it has, 0 when the gate is closed.
+
+        None as soon as the wait is ``called_off``, which ``wake`` lets it see.
+        """
         with self._changed:
             while not self._closed:
+                if called_off():
+                    return None
                 if self._allowed and self._fits(expected_ms):
                     self._entered_s = time.monotonic()
                     self._in_use = self._allowed
@@ -43,6 +48,15 @@ class Gate:
                 self._changed.wait()
                 self._waiting = False
             return 0
+
+    def wake(self) -> None:
+        """Let a unit that waits look whether it is called off."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def expect(self, length_ms: float) -> None:
+        """The unit that has entered will take about ``length_ms`` on the compute units that it was given."""
+        self._leaves_s = self._entered_s + length_ms / 1e3
 
     def leave(self) -> None:
         """The unit has ended."""
@@ -71,6 +85,11 @@ class Gate:
     def held_s(self) -> float:
         """How long the unit that runs has been running; 0 when none is."""
         return time.monotonic() - self._entered_s if self._in_use else 0.0
+
+    @property
+    def held_ms(self) -> float:
+        """How long the unit that runs is expected to run on; 0 when none does."""
+        return max(0.0, self._leaves_s - time.monotonic()) * 1e3 if self._in_use else 0.0
 
     def allow(self, units: int) -> None:
         """From now on units start with ``units`` compute units; with 0, none starts."""

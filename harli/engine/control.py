@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from harli.config import FinetuneSettings
 from harli.engine.weights import shared_bytes, weight_views
 from harli.finetune import checkpoint
+from harli.finetune.activations import KeptActivations
 from harli.finetune.checkpoint import Job
 from harli.finetune.dataset import Samples, read_samples
 from harli.finetune.model import build_model
-from harli.finetune.packing import BatchStream
-from harli.finetune.trainer import Trainer
+from harli.finetune.packing import BatchStream, pack
+from harli.finetune.trainer import Trainer, one_line
 from harli.finetune.units import LayerwiseUpdate
+from harli.memory.arena import Arena
+from harli.memory.layout import UnknownLayout, block_regions
 from harli.runtime.controller import Controller
 from harli.runtime.session import Session
 from harli.types import HarliError, Slo
@@ -23,6 +31,7 @@ from policies.base import PolicyContext
 from policies.registry import make_policy
 from predictor.load import load_predictor
 
+LOG = logging.getLogger("vllm.harli")
 SWITCH_INTERVAL_S = 5e-4
 """How long one Python thread keeps the interpreter while the other waits for it."""
 
@@ -30,12 +39,19 @@ SWITCH_INTERVAL_S = 5e-4
 class Control:
     """Runs on the engine's thread, between steps. Arguments and results are plain JSON types."""
 
-    def __init__(self, session: Session, engine_model: Any, model_config: Any, max_batch: int) -> None:
-        """``max_batch``: most requests in a step."""
+    def __init__(
+        self, session: Session, engine_model: Any, model_config: Any, max_batch: int, kv_caches: Sequence[Tensor]
+    ) -> None:
+        """``max_batch``: most requests in a step. ``kv_caches``: the layers' tensors."""
         self._session = session
         self._max_batch = max_batch
         self._engine_model = engine_model
         self._model_config = model_config
+        self._kv_caches = kv_caches
+        self._preparations = ThreadPoolExecutor(1, "harli-preparation")
+        self._preparing: Future[tuple[Job, Samples, int]]
+        self._folder: str
+        self._begin_again: Callable[[Slo], None]
 
     def begin(
         self,
@@ -50,16 +66,35 @@ class Control:
 
         ``clock_zero``: of the run that this one carries on; now, if it is a new one. ``predictor``: its folder.
         """
-        try:
-            limits = Slo(**slo)
-            menu = self._session.partitioner.menu
-            forecaster = load_predictor(Path(predictor)) if predictor else None
+        menu = self._session.partitioner.menu
+        zero = time.monotonic() if clock_zero is None else clock_zero
+
+        def begin(limits: Slo) -> None:
             instance = make_policy(policy, params, PolicyContext(menu, limits, seed, forecaster, self._max_batch))
+            self._session.begin(Controller(instance, policy, forecaster), limits, zero)
+
+        try:
+            forecaster = load_predictor(Path(predictor)) if predictor else None
+            begin(Slo(**slo))
         except HarliError as error:
             return {"error": str(error)}
-        zero = time.monotonic() if clock_zero is None else clock_zero
-        self._session.begin(Controller(instance, policy, forecaster), limits, zero)
+        self._begin_again = begin
         return {"clock_zero": zero, "menu": [str(share) for share in menu.shares]}
+
+    def set_slo(self, slo: dict[str, float | None]) -> dict[str, Any]:
+        """Begin the policy of the last ``begin`` again with another SLO. Returns an ``error`` if it cannot.
+
+        Its predictor keeps what it has learned, and a policy that was switched off runs again.
+        """
+        before = self._session.controller
+        assert before is not None
+        try:
+            self._begin_again(Slo(**slo))
+        except HarliError as error:
+            return {"error": str(error)}
+        assert self._session.controller is not None
+        self._session.controller.rows.extend(before.rows)
+        return {}
 
     def finetune(self, settings_json: str, folder: str | None, resume: str | None) -> dict[str, Any]:
         """Start a job, or go on with one. Returns what it shares with the engine and how the data was read.
@@ -71,19 +106,45 @@ class Control:
 
         What the user can mend comes back as ``error``.
         """
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        try:
+            return self._start(*self._make_ready(settings_json, resume), folder)
+        except HarliError as error:
+            return {"error": str(error)}
+
+    def prepare(self, settings_json: str, folder: str, resume: str | None) -> None:
+        """Like ``finetune``, but made ready in a thread of its own while decode goes on; ``prepared`` starts it."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._preparing = self._preparations.submit(self._make_ready, settings_json, resume)
+        self._folder = folder
+
+    def prepared(self) -> dict[str, Any] | None:
+        """What ``finetune`` returns, once the job is ready and has started; None before."""
+        if not self._preparing.done():
+            return None
+        try:
+            return self._start(*self._preparing.result(), self._folder)
+        except BaseException as error:  # whatever happened in that thread, the engine goes on
+            return {"error": str(error) if isinstance(error, HarliError) else one_line(error)}
+
+    def _make_ready(self, settings_json: str, resume: str | None) -> tuple[Job, Samples, int]:
+        """The job, its samples, and how many of its updates are done. Raises HarliError."""
         from transformers import AutoTokenizer
 
         settings = FinetuneSettings.model_validate_json(settings_json)
         assert settings.data is not None
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self._model_config.tokenizer)
-            samples = read_samples(settings.data, tokenizer, max_tokens=settings.microbatch_tokens)
-            job = self._job(samples, settings)
-            done = checkpoint.restore(job, Path(resume)) if resume else 0
-        except HarliError as error:
-            return {"error": str(error)}
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        tokenizer = AutoTokenizer.from_pretrained(self._model_config.tokenizer)
+        samples = read_samples(settings.data, tokenizer, max_tokens=settings.microbatch_tokens)
+        job = self._job(samples, settings)
+        if settings.held_out is not None:
+            held_out = read_samples(settings.held_out, tokenizer, max_tokens=settings.microbatch_tokens).items
+            batches = pack(held_out, microbatch_tokens=settings.microbatch_tokens, seed=settings.seed, epoch=0)
+            job = job._replace(held_out=batches)
+        return job, samples, checkpoint.restore(job, Path(resume)) if resume else 0
+
+    def _start(self, job: Job, samples: Samples, done: int, folder: str | None) -> dict[str, Any]:
         session = self._session
+        job.update.kept = self._kept_activations(job)
         session.attach(Trainer(job, session.new_gate(), session.partitioner, Path(folder) if folder else None, done))
         shared, base = shared_bytes(job.model, self._engine_model)
         return {
@@ -94,6 +155,19 @@ class Control:
             "truncated": samples.truncated,
             "dropped": samples.dropped,
         }
+
+    def _kept_activations(self, job: Job) -> KeptActivations | None:
+        """A place in the KV cache for the job's activations, if blocks can be lent."""
+        loan = self._session.new_loan(job.settings.max_lent if job.settings.lending else 0.0)
+        if loan is None:
+            return None
+        try:
+            arena = Arena(block_regions(self._kv_caches, loan.total), loan)
+        except UnknownLayout as error:
+            LOG.warning("the KV cache is not lent to finetuning: %s", error)
+            self._session.lender = None
+            return None
+        return KeptActivations(arena, (*job.model.parameters(), *job.model.buffers()))
 
     def _job(self, samples: Samples, settings: FinetuneSettings) -> Job:
         config = self._model_config.hf_text_config
@@ -112,32 +186,40 @@ class Control:
         status: dict[str, Any] = {
             "policy_failure": session.controller.failure if session.controller else "",
             "finetune_failure": session.failure,
-            "training": session.finetune.ready,
+            "training": session.training,
             "predictor": predictor.state() if predictor else {},
         }
         if trainer is not None:
             status["finetune_failure"] = session.failure or trainer.failure or trainer.save_failure
             status["saved"] = trainer.saved
+            status["complete"] = trainer.complete
+            status["held_out"] = trainer.held_out
             status["ended"] = not trainer.is_alive()
+            status["memory"] = trainer.memory()
         return status
 
     def drain(self) -> dict[str, Any]:
         """Steps and updates since the last call."""
-        session = self._session
-        steps, updates = [], []
-        if session.controller is not None:
-            rows = session.controller.rows
-            steps = [list(rows.popleft()) for _ in range(len(rows))]
-        if session.trainer is not None:
-            done = session.trainer.updates
-            updates = [list(done.popleft()) for _ in range(len(done))]
-        return {"steps": steps, "updates": updates}
+        return {"steps": self.drain_steps(), "updates": self.drain_updates()}
 
-    def reshape(self, microbatch_tokens: int) -> dict[str, Any]:
-        """Let the job go on with micro-batches of another length (for profiles). Returns an ``error`` if it cannot."""
+    def drain_steps(self) -> list[list[Any]]:
+        """Steps since the last call, as rows of ``StepRecord``."""
+        controller = self._session.controller
+        return [] if controller is None else [list(controller.rows.popleft()) for _ in range(len(controller.rows))]
+
+    def drain_updates(self) -> list[list[Any]]:
+        """Updates since the last call, as rows of ``UpdateRecord``."""
+        trainer = self._session.trainer
+        return [] if trainer is None else [list(trainer.updates.popleft()) for _ in range(len(trainer.updates))]
+
+    def reshape(self, microbatch_tokens: int, keep: bool) -> dict[str, Any]:
+        """Let the job go on with another shape (for profiles). Returns an ``error`` if it cannot.
+
+        ``keep``: activations in borrowed memory, as far as there is any.
+        """
         assert self._session.trainer is not None
         try:
-            self._session.trainer.reshape(microbatch_tokens)
+            self._session.trainer.reshape(microbatch_tokens, keep=keep)
         except HarliError as error:
             return {"error": str(error)}
         return {}
@@ -151,6 +233,10 @@ class Control:
         """End the job after its running unit and save it; ``status`` says when that is done."""
         if self._session.trainer is not None:
             self._session.trainer.finish()
+
+    def pause(self, paused: bool) -> None:
+        """Hold finetuning back, or let it go on."""
+        self._session.pause(paused)
 
     def set_hooks(self, enabled: bool) -> None:
         """Switch the hooks off or on, to measure what they cost."""

@@ -28,3 +28,15 @@ def why_refused(config: Any) -> str:
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "it uses sliding-window attention, whose KV cache is laid out differently"
     return ""
+
+
+def why_not_lent(config: Any) -> str:
+    """Why the blocks of a KV cache with this vLLM ``KVCacheConfig`` cannot be lent; empty if they can."""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    groups = config.kv_cache_groups
+    if len(groups) != 1:
+        return f"it has {len(groups)} groups of layers with blocks of their own"
+    if type(groups[0].kv_cache_spec) is not FullAttentionSpec:
+        return f"its blocks are those of {type(groups[0].kv_cache_spec).__name__}"
+    return ""

@@ -13,11 +13,13 @@ from vllm.platforms import current_platform
 from harli.compute import openmp
 from harli.compute.base import Partitioner
 from harli.compute.cores import usable_cores
+from harli.config import PolicySettings
 from harli.engine import cpu_linear
 from harli.engine.arrivals import ARRIVALS
 from harli.engine.control import Control
 from harli.engine.scheduler import DECISION
 from harli.runtime import session
+from harli.types import HarliError
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as BaseWorker
@@ -42,6 +44,7 @@ class HarliWorker(BaseWorker):  # type: ignore[misc]
             super().load_model(*args, **kwargs)
             return
         openmp.set_team_size(len(usable_cores()))
+        current_platform.get_punica_wrapper = lambda: "harli.engine.cpu_lora.LoraByAdapter"
         with cpu_linear.patched_linears(config.max_num_batched_tokens) as linears:
             super().load_model(*args, **kwargs)
         cpu_linear.warm_up(linears, config.max_num_seqs)
@@ -50,7 +53,17 @@ class HarliWorker(BaseWorker):  # type: ignore[misc]
         result = super().compile_or_warm_up_model()
         self._session = session.Session(_partitioner(), ARRIVALS.pending)
         session.install(self._session)
-        self._control = Control(self._session, self.get_model(), self.model_config, self.scheduler_config.max_num_seqs)
+        self._control = Control(
+            self._session,
+            self.get_model(),
+            self.model_config,
+            self.scheduler_config.max_num_seqs,
+            self.model_runner.kv_caches,
+        )
+        if (given := self.vllm_config.additional_config.get("harli")) is not None:
+            begun = self._control.begin(**PolicySettings.model_validate(given).model_dump(mode="json"))
+            if "error" in begun:
+                raise HarliError(begun["error"])
         return result
 
     def execute_model(self, scheduler_output: Any) -> Any:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +22,7 @@ from harli.types import HarliError
 
 if TYPE_CHECKING:
     from harli.config import FinetuneSettings
-    from harli.finetune.packing import BatchStream
+    from harli.finetune.packing import BatchStream, MicroBatch
     from harli.finetune.units import LayerwiseUpdate
 
 PREFIX = "update-"
@@ -30,7 +31,7 @@ OPTIMIZER = "optimizer.safetensors"
 WEIGHTS = "adapter_model.safetensors"
 OPTIMIZER_TENSORS = ("step", "exp_avg", "exp_avg_sq")
 KEPT = 2
-FREE_TO_CHANGE = {"data", "updates", "checkpoint_every"}
+FREE_TO_CHANGE = {"data", "held_out", "updates", "checkpoint_every", "lending", "max_lent"}
 """Settings that may differ when training goes on; the data is compared by content."""
 
 
@@ -41,6 +42,7 @@ class Job(NamedTuple):
     update: LayerwiseUpdate
     stream: BatchStream
     settings: FinetuneSettings
+    held_out: Sequence[MicroBatch] = ()
 
     @property
     def base_model(self) -> str:

@@ -114,6 +114,18 @@ def read_samples(path: Path, tokenizer: PreTrainedTokenizerBase, *, max_tokens: 
     return Samples(items, truncated, dropped)
 
 
+def check_lines(path: Path) -> int:
+    """How many lines a file of finetuning data has; without a tokenizer. Raises HarliError as ``read_samples`` does."""
+    count = 0
+    for number, line in _lines(path):
+        try:
+            _parse(line)
+        except ValueError as error:
+            raise HarliError(f"{path}:{number}: {error}") from None
+        count += 1
+    return count
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, with their numbers."""
     number = 0

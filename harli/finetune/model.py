@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from harli.finetune.lean import make_lean
 
 if TYPE_CHECKING:
     from harli.config import LoraSettings
@@ -31,6 +35,8 @@ class CounterDropout(nn.Module):
         self._generator = torch.Generator()
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
         self._generator.manual_seed(hash((*self.draw, self._index)) & MAX_SEED)
         keep = torch.empty(x.shape, dtype=x.dtype).bernoulli_(1.0 - self.p, generator=self._generator)
         return x * keep.to(x.device) / (1.0 - self.p)
@@ -51,7 +57,8 @@ def build_model(config: Any, tensors: Mapping[str, Tensor], lora: LoraSettings, 
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    dtype = next(iter(tensors.values())).dtype
+    config = copy.deepcopy(config)  # the caller's is the engine's
+    dtype = torch.get_default_dtype()  # which from_config sets, for the engine's thread too
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.load_state_dict(dict(tensors), strict=False, assign=True)
@@ -61,21 +68,41 @@ def build_model(config: Any, tensors: Mapping[str, Tensor], lora: LoraSettings, 
         raise KeyError(f"the engine holds no weights for {', '.join(missing)}")
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its buffers are not weights
     model.config.name_or_path = name
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        peft_model = get_peft_model(
-            model,
-            LoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                target_modules=list(lora.targets),
-                bias="none",
-                task_type="CAUSAL_LM",
-            ),
-        )
+    peft_model = get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.targets),
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
+        low_cpu_mem_usage=True,
+    )
+    initialise_lora(peft_model, seed)
     replace_dropout(peft_model)
+    make_lean(peft_model)
     return peft_model.train()
+
+
+def initialise_lora(model: nn.Module, seed: int) -> None:
+    """Give LoRA's empty weights their first values as PEFT does: A uniform (Kaiming, a = sqrt 5), B zero.
+
+    From a generator of its own, since vLLM samples tokens with torch's while a job is made ready.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            device = module.get_base_layer().weight.device
+            for a, b in zip(module.lora_A.values(), module.lora_B.values(), strict=True):
+                a.to_empty(device=device)
+                b.to_empty(device=device)
+                values = nn.init.kaiming_uniform_(torch.empty(a.weight.shape), a=math.sqrt(5), generator=generator)
+                a.weight.data.copy_(values)
+                nn.init.zeros_(b.weight)
 
 
 def replace_dropout(model: nn.Module) -> None:

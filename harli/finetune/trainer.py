@@ -13,6 +13,7 @@ from harli.compute.gate import Gate
 from harli.finetune import checkpoint
 from harli.finetune.checkpoint import Job
 from harli.finetune.dataset import Sample
+from harli.finetune.evaluation import Evaluation, HeldOutLoss
 from harli.finetune.packing import BatchStream
 from harli.finetune.schedule import learning_rate
 from harli.finetune.units import Unit
@@ -52,7 +53,13 @@ class Trainer(threading.Thread):
         """Why the last checkpoint or the adapter could not be written."""
         self.saved = False
         """The adapter is in its folder."""
+        self.complete = False
+        """All updates are done, and the held-out loss is taken if there are held-out samples."""
+        self.held_out: HeldOutLoss | None = None
         self._job = job
+        self._kept = job.update.kept
+        if self._kept is not None:
+            self._kept.arena.loan.on_recall = gate.wake
         self._partitioner = partitioner
         self._folder = folder
         self._done = done
@@ -66,21 +73,29 @@ class Trainer(threading.Thread):
         self._finish.set()
         self.gate.close()
 
-    def reshape(self, microbatch_tokens: int) -> None:
+    def reshape(self, microbatch_tokens: int, *, keep: bool = True) -> None:
         """Go on with micro-batches of another length, from the first one; the one that runs is dropped.
 
-        Longer samples are cut. Raises HarliError when no target is left.
+        Longer samples are cut. ``keep``: activations in borrowed memory, as far as there is any. Raises
+        HarliError when no target is left.
         """
         samples = [
             Sample(sample.tokens[:microbatch_tokens], sample.loss_mask[:microbatch_tokens])
             for sample in self._job.stream.samples
         ]
         try:
-            self._next_stream = BatchStream(samples, microbatch_tokens, self._job.stream.seed)
+            stream = BatchStream(samples, microbatch_tokens, self._job.stream.seed)
         except ValueError as error:
             raise HarliError(
                 f"{error} within {microbatch_tokens} tokens; raise --microbatch-tokens, or give other finetuning data"
             ) from None
+        if self._kept is not None:
+            self._kept.wanted = keep
+        self._next_stream = stream
+
+    def memory(self) -> dict[str, int]:
+        """Use of borrowed memory; empty where none can be borrowed."""
+        return {} if self._kept is None else self._kept.figures()
 
     def run(self) -> None:
         settings = self._job.settings
@@ -97,8 +112,9 @@ class Trainer(threading.Thread):
                     break
                 if self._done % settings.checkpoint_every == 0:
                     self._save_checkpoint()
+            self.complete = self._done == settings.updates and self._evaluate()
         except BaseException as error:  # nothing that happens here may reach decode
-            self.failure = _line(error)
+            self.failure = one_line(error)
         self.state.ready = False
         self._save_checkpoint()
         self._save_adapter()
@@ -115,6 +131,8 @@ class Trainer(threading.Thread):
             committed = self._run_units(job.update.units(batches, rate))
         finally:
             if not committed:
+                if self._kept is not None:
+                    self._kept.drop()
                 job.stream.restore(position)
                 job.update.passes = passes
         if committed:
@@ -124,10 +142,19 @@ class Trainer(threading.Thread):
             self._done += 1
         return committed
 
+    def _evaluate(self) -> bool:
+        """Take the held-out loss; False if it was given up."""
+        if not self._job.held_out:
+            return True
+        evaluation = Evaluation(self._job.model, self._job.held_out)
+        self._run_units(evaluation.units())
+        self.held_out = evaluation.loss
+        return self.held_out is not None
+
     def _run_units(self, units: Iterable[Unit]) -> bool:
         for unit in units:
-            granted = self.gate.enter(self._expected_ms[unit.kind, self._partitioner.units])
-            if unit.kind != "optimizer":  # half a pass can be dropped, half an optimizer step cannot
+            granted = self._enter(unit)
+            if unit.name != "optimizer":  # half a pass can be dropped, half an optimizer step cannot
                 if not granted:
                     return False
                 if self._next_stream is not None:
@@ -139,20 +166,36 @@ class Trainer(threading.Thread):
                 self.gate.leave()
         return True
 
+    def _enter(self, unit: Unit) -> int:
+        """Wait for the gate; memory that is recalled before the unit may start is vacated at once."""
+        while True:
+            expected = self._expected_ms[unit.kind, self._partitioner.units]
+            granted = self.gate.enter(expected, self._recalled)
+            if granted is not None:
+                return granted
+            assert self._kept is not None
+            self._kept.vacate()
+
+    def _recalled(self) -> bool:
+        return self._kept is not None and self._kept.recalled
+
     def _run_unit(self, unit: Unit, units: int) -> None:
         self._partitioner.set_finetune(units)
+        kind = unit.kind
+        key = (kind, units)
+        expected = self._expected_ms[key]
+        self.gate.expect(expected)
         began = time.monotonic()
         unit.run()
+        self._partitioner.wait_finetune()
         took_ms = (time.monotonic() - began) * 1e3
-        key = (unit.kind, units)
-        expected = self._expected_ms[key]
         self._expected_ms[key] = expected + SMOOTHING * (took_ms - expected) if expected else took_ms
         self.tokens_done += unit.tokens
+        if self._kept is not None:
+            self.state.kept_layers = self._kept.layers
         shape = self.state.microbatch_tokens, self.state.kept_layers
         began -= self.clock_zero
-        self.unit_rows.append(UnitRecord(began, unit.kind, units, self.beside_decode, *shape, took_ms, unit.tokens))
-        if units == self._partitioner.units:
-            self.state.unit_ms += SMOOTHING * (took_ms - self.state.unit_ms)
+        self.unit_rows.append(UnitRecord(began, kind, units, self.beside_decode, *shape, took_ms, unit.tokens))
 
     def _save_checkpoint(self) -> None:
         if self._folder is None or self._checkpointed == self._done:
@@ -162,7 +205,7 @@ class Trainer(threading.Thread):
             self._checkpointed = self._done
             self.save_failure = ""
         except Exception as error:  # training goes on; the next checkpoint may fit
-            self.save_failure = f"checkpoint not saved: {_line(error)}"
+            self.save_failure = f"checkpoint not saved: {one_line(error)}"
 
     def _save_adapter(self) -> None:
         """Whatever ended training, what has been learned until then is worth keeping."""
@@ -175,8 +218,9 @@ class Trainer(threading.Thread):
             )
             self.saved = True
         except Exception as error:
-            self.save_failure = f"adapter not saved: {_line(error)}"
+            self.save_failure = f"adapter not saved: {one_line(error)}"
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Kind and message of an error."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,8 +1,9 @@
 """A LoRA update cut into units short enough to run between and beside decode steps.
 
 A micro-batch is: embed; every layer forward without gradients, keeping its input; loss; every layer
-backward, recomputed from its input. An update is its micro-batches, then the optimizer, layer by
-layer. Gradients equal those of a plain pass.
+backward, recomputed from its input. With borrowed memory a layer's forward keeps its activations, and
+backward need not recompute them. An update is its micro-batches, then the optimizer, layer by layer.
+Gradients equal those of a plain pass.
 """
 
 from __future__ import annotations
@@ -16,17 +17,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harli.finetune.activations import KeptActivations
 from harli.finetune.model import CounterDropout
 from harli.finetune.packing import MicroBatch, attention_mask
 
 
 class Unit(NamedTuple):
-    """One gated piece of work; ``kind`` groups units that take about the same time."""
+    """One gated piece of work."""
 
-    kind: str
+    name: str
     run: Callable[[], None]
     tokens: float
     """Training tokens that this unit stands for; a micro-batch's add up to its unpadded tokens."""
+    keeps: Callable[[], bool] = lambda: False
+    """Whether it would run, now, with activations that are kept."""
+
+    @property
+    def kind(self) -> str:
+        """Units of a kind take about the same time."""
+        return f"{self.name}_kept" if self.keeps() else self.name
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -44,6 +53,8 @@ class LayerwiseUpdate:
         self._layers: list[nn.Module] = list(decoder.layers)
         self._dropouts = [module for module in model.modules() if isinstance(module, CounterDropout)]
         self._seed = seed
+        self.kept: KeptActivations | None = None
+        """Set while there is memory to borrow."""
         self.passes = 0
         """Micro-batches begun; dropout's masks follow from it."""
         per_layer = [[p for p in layer.parameters() if p.requires_grad] for layer in self._layers]
@@ -72,10 +83,10 @@ class LayerwiseUpdate:
         passing = _Pass(self, batch, targets)
         yield Unit("embed", passing.embed, share)
         for index in range(self.layers):
-            yield Unit("forward", partial(passing.forward, index), share)
+            yield Unit("forward", partial(passing.forward, index), share, partial(passing.may_keep, index))
         yield Unit("loss", passing.head, share)
         for index in reversed(range(self.layers)):
-            yield Unit("backward", partial(passing.backward, index), share)
+            yield Unit("backward", partial(passing.backward, index), share, partial(passing.has_kept, index))
 
 
 class _Pass:
@@ -96,19 +107,36 @@ class _Pass:
             dropout.draw = (update._seed, update.passes)
         with torch.no_grad():
             self._hidden = update._embed(batch.input_ids)
-            self._kwargs = {
-                "attention_mask": attention_mask(batch),
-                "position_embeddings": update._rotary(self._hidden, batch.position_ids),
-            }
+            mask = attention_mask(batch)
+            bias = torch.zeros_like(mask, dtype=self._hidden.dtype).masked_fill_(~mask, -math.inf)
+            rotary = update._rotary(self._hidden, batch.position_ids)
+            self._kwargs = {"attention_mask": bias, "position_embeddings": rotary}
+        if update.kept is not None:
+            update.kept.begin(batch.input_ids.shape[1], (bias, *rotary))
 
     def forward(self, index: int) -> None:
+        update = self._update
         self._inputs.append(self._hidden)
+        layer = partial(update._layers[index], **self._kwargs)
+        if update.kept is not None and self.may_keep(index):
+            self._hidden = update.kept.forward(index, update.layers - index, layer, self._hidden)
+            return
         with torch.no_grad():
-            self._hidden = self._update._layers[index](self._hidden, **self._kwargs)
+            self._hidden = layer(self._hidden)
+
+    def may_keep(self, index: int) -> bool:
+        kept = self._update.kept
+        return kept is not None and kept.room(self._update.layers - index)
+
+    def has_kept(self, index: int) -> bool:
+        kept = self._update.kept
+        return kept is not None and kept.holds(index)
 
     def head(self) -> None:
         """Loss of the micro-batch and its gradient with respect to the last layer's output."""
         update = self._update
+        if update.kept is not None:
+            update.kept.count()
         hidden = self._hidden.detach().requires_grad_()
         with torch.enable_grad():
             labels = self._batch.labels[0]
@@ -124,13 +152,17 @@ class _Pass:
         self._gradient = hidden.grad
 
     def backward(self, index: int) -> None:
-        hidden = self._inputs.pop().requires_grad_(index > 0)
-        with torch.enable_grad():
-            output = self._update._layers[index](hidden, **self._kwargs)
-            output.backward(self._gradient)
+        update, hidden = self._update, self._inputs.pop()
+        if update.kept is not None and update.kept.holds(index):
+            gradient = update.kept.backward(self._gradient)
+        else:
+            hidden.requires_grad_(index > 0)
+            with torch.enable_grad():
+                update._layers[index](hidden, **self._kwargs).backward(self._gradient)
+            gradient = hidden.grad
         if index:
-            assert hidden.grad is not None
-            self._gradient = hidden.grad
+            assert gradient is not None
+            self._gradient = gradient
 
 
 def _step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

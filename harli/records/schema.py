@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, 
 
 from harli.types import RequestRecord, Slo, StepRecord, UpdateRecord
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+ADDED = ("reclaim_ms",)
+"""Columns that schema 1 lacks; they are read as NaN from records of that schema."""
 VERSION_KEY = b"harli_schema_version"
 """Where a parquet file's metadata has the schema version."""
 

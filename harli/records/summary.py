@@ -34,6 +34,10 @@ METRICS = (
     "predictor/gap_mape",
     "predictor/bound_coverage",
     "predictor/bound_width",
+    "memory/lent_mean",
+    "memory/lent_peak",
+    "memory/reclaims",
+    "memory/reclaim_p99_ms",
     "scheduler/decision_p99_us",
     "scheduler/decision_wall_p99_us",
     "scheduler/hook_p99_us",
@@ -56,6 +60,7 @@ def summarise(
     committed updates. Batch is the mean over steps. ITL attainment is the fraction of output tokens
     after the first whose gap is within the SLO; TPOT attainment the fraction of requests for two or
     more output tokens whose mean gap is. A failed request misses both, with every gap it asked for.
+    Lent memory is a fraction of the KV cache while decode runs; reclaims are those that requests needed at once.
     Predictions are judged at the shares that steps really had, after the first ``SETTLED_STEPS`` of them,
     in which the online correction finds its level.
     """
@@ -88,6 +93,7 @@ def summarise(
         "finetune/loss_first": _finite(losses[0]) if len(losses) else None,
         "finetune/loss_last": _finite(losses[-1]) if len(losses) else None,
         **_prediction(steps),
+        **_memory(steps),
         "scheduler/decision_p99_us": _percentile(_column(steps, "decide_cpu_us"), 99),
         "scheduler/decision_wall_p99_us": _percentile(_column(steps, "decide_wall_us"), 99),
         "scheduler/hook_p99_us": _percentile(_column(steps, "hook_us"), 99),
@@ -107,6 +113,18 @@ def _prediction(steps: pa.Table) -> dict[str, float | None]:
         "predictor/gap_mape": float(np.mean(np.abs(predicted_ms / actual_ms - 1.0))),
         "predictor/bound_coverage": float(np.mean(actual_ms <= bound_ms)),
         "predictor/bound_width": float(np.median(bound_ms / predicted_ms)),
+    }
+
+
+def _memory(steps: pa.Table) -> dict[str, float | None]:
+    """How much of the KV cache was lent, as a mean over steps and at most, and what getting it back took."""
+    lent = _column(steps, "kv_blocks_lent") / np.maximum(_column(steps, "kv_blocks_total"), 1.0)
+    reclaim_ms = _column(steps, "reclaim_ms")
+    return {
+        "memory/lent_mean": float(lent.mean()) if lent.size else None,
+        "memory/lent_peak": float(lent.max()) if lent.size else None,
+        "memory/reclaims": float(np.isfinite(reclaim_ms).sum()),
+        "memory/reclaim_p99_ms": _percentile(reclaim_ms, 99),
     }
 
 

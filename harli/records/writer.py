@@ -16,20 +16,13 @@ from harli.records.schema import REQUESTS, RUN_FILE, SETTINGS_FILE, STEPS, UPDAT
 from harli.types import HarliError, RequestRecord, StepRecord, UpdateRecord
 
 
-class RecordWriter:
-    """Collects a run's rows in memory and writes them, with ``run.json``, as often as asked.
+class Tables:
+    """Collects a run's rows in memory, for one thread."""
 
-    For one thread. The folder can be read from the beginning on: it then says that the run is running.
-    """
-
-    def __init__(self, folder: Path, info: RunInfo) -> None:
-        """Creates ``folder``. Raises HarliError when it is not empty or cannot be written."""
-        self.folder = folder
+    def __init__(self) -> None:
         self._steps = Rows(STEPS)
         self._requests = Rows(REQUESTS)
         self._updates = Rows(UPDATES)
-        make_folder(folder)
-        self.write(info.model_copy(update={"status": "running"}))
 
     def add_steps(self, rows: Iterable[StepRecord]) -> None:
         self._steps.pending.extend(rows)
@@ -54,6 +47,20 @@ class RecordWriter:
     def updates(self) -> pa.Table:
         """All finetuning updates so far."""
         return self._updates.collect()
+
+
+class RecordWriter(Tables):
+    """Writes a run's rows, with ``run.json``, as often as asked.
+
+    The folder can be read from the beginning on: it then says that the run is running.
+    """
+
+    def __init__(self, folder: Path, info: RunInfo) -> None:
+        """Creates ``folder``. Raises HarliError when it is not empty or cannot be written."""
+        super().__init__()
+        self.folder = folder
+        make_folder(folder)
+        self.write(info.model_copy(update={"status": "running"}))
 
     def write(self, info: RunInfo) -> None:
         """Write all rows so far, then ``info``; each file replaces the one before at once.

@@ -26,7 +26,7 @@ class Controller:
         self.rows: deque[StepRecord] = deque(maxlen=ROWS_KEPT)
         self._policy = policy
         self._shares = frozenset(policy.context.menu.shares)
-        self._decode_alone = Decision(policy.context.menu.decode_alone)
+        self._decode_alone = self._checked = Decision(policy.context.menu.decode_alone)
         self._overrun_ms = 0.0
         self._forecast: Forecast | None = None
         self._place = {share.decode: place for place, share in enumerate(policy.context.menu.shares[:-1])}
@@ -39,8 +39,9 @@ class Controller:
             if self.predictor is not None:
                 self._forecast = self.predictor.forecast(decode, finetune)
             decision = self._policy.decide(decode, finetune)
-            self._check(decision.share)
-            self._check_step(decision)
+            if decision is not self._checked:
+                self._check_step(decision)
+                self._checked = decision
         except (Exception, SystemExit) as error:
             self._fail(f"{type(error).__name__}: {error}")
             return self._decode_alone
@@ -93,6 +94,7 @@ class Controller:
             raise ValueError(f"share {share} is not on the menu")
 
     def _check_step(self, decision: Decision) -> None:
+        self._check(decision.share)
         if not decision.share.decode:
             raise ValueError(f"share {decision.share} leaves a decode step nothing to run on")
         if not 0.0 <= decision.exclusive_ms <= WINDOW_LIMIT_MS:

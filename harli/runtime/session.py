@@ -13,6 +13,8 @@ from collections.abc import Callable
 from harli.compute.base import Partitioner
 from harli.compute.gate import Gate
 from harli.finetune.trainer import Trainer
+from harli.memory.lender import Lender
+from harli.memory.loan import Loan
 from harli.runtime.controller import Controller
 from harli.types import Decision, DecodeState, FinetuneState, Slo, StepRecord
 
@@ -28,14 +30,19 @@ class Session:
         self.partitioner = partitioner
         self.gate = Gate(partitioner.units, interrupted)
         self.enabled = True
+        self.paused = False
+        """Finetuning is held back for now (``pause``)."""
         self.controller: Controller | None = None
         self.trainer: Trainer | None = None
+        self.lender: Lender | None = None
+        """Set by the scheduler's hook, if this engine's KV blocks can be lent."""
         self.failure = ""
         self.slo = Slo()
         self.run = 0
         """Counts the runs begun, so that the scheduler's hook starts each with fresh state."""
         self._interrupted = interrupted
         self._no_finetuning = FinetuneState()
+        self._alone = Decision(partitioner.menu.decode_alone)
         self._adopted = False
         self._clock_zero = 0.0
         self._is_idle = True
@@ -59,7 +66,7 @@ class Session:
         self.controller, self._clock_zero = controller, clock_zero
         if self.trainer is not None:
             self.trainer.clock_zero = clock_zero
-        self._last_end = math.nan
+        self._timer.interrupt()
         if self._is_idle:
             self.idle()
 
@@ -68,6 +75,8 @@ class Session:
         self.failure = ""
         self.gate = trainer.gate
         self.trainer = trainer
+        if self.controller is not None:
+            trainer.clock_zero = self._clock_zero
         self._tokens_seen = 0.0
         trainer.start()
         if self._is_idle:
@@ -77,9 +86,35 @@ class Session:
         """A gate for the next job: a closed one stays closed."""
         return Gate(self.partitioner.units, self._interrupted)
 
+    def new_loan(self, most: float) -> Loan | None:
+        """What the next job may borrow: at most this fraction of the KV cache; None if that is nothing.
+
+        Ends the loan of the job before.
+        """
+        if self.lender is None:
+            return None
+        return self.lender.open(most) if self.lender.close() and most else None
+
+    @property
+    def loan(self) -> Loan | None:
+        """The loan of the present job."""
+        return None if self.lender is None else self.lender.loan
+
+    @property
+    def borrows(self) -> bool:
+        """Finetuning has a use for lent memory."""
+        return self.enabled and self.finetune.ready
+
     @property
     def finetune(self) -> FinetuneState:
-        return self._no_finetuning if self.trainer is None or self.failure else self.trainer.state
+        if self.trainer is None or self.failure or self.paused:
+            return self._no_finetuning
+        return self.trainer.state
+
+    @property
+    def training(self) -> bool:
+        """There is a job that has neither ended nor failed; it may be paused."""
+        return self.trainer is not None and not self.failure and self.trainer.state.ready
 
     # The hooks
 
@@ -91,7 +126,10 @@ class Session:
         self._decode = observe_decode()
         finetune = self.finetune
         finetune.held_units = self._held
+        finetune.held_ms = self.gate.held_ms
         decision = controller.decide(self._decode, finetune)
+        if self.paused:
+            decision = self._alone
         if not decision.exclusive_ms:  # no unit starts any more that the step would have to wait for
             self.gate.allow(min(self.gate.allowed, decision.share.finetune))
         self._decide_wall_us = (time.perf_counter_ns() - wall) / 1e3
@@ -122,13 +160,13 @@ class Session:
         if self.controller is not None:
             self._predicted_ms = self.controller.predicted_ms(self._decode_units)
         self._finetune_units = max(self._held, share.finetune if self.finetune.ready else 0)
-        self._step_began = time.perf_counter()
-        self._hook_us = (self._step_began - began) * 1e6 - self._window_ms * 1e3
+        self._hook_us = (time.perf_counter() - began) * 1e6 - self._window_ms * 1e3
+        self._timer.begin()
 
     def end_step(self) -> None:
         """The step's tokens are there."""
         if self._step is not None:
-            self._step_ended = time.perf_counter()
+            self._timer.end()
 
     def observe(self) -> None:
         """Write down the step that just ended."""
@@ -136,8 +174,11 @@ class Session:
         if decision is None or controller is None:
             return
         self._step = None
+        if (times := self._timer.take()) is None:
+            return
         began = time.perf_counter()
         decode, trainer = self._decode, self.trainer
+        lender = self.lender if self.loan is not None else None
         tokens = 0.0
         if trainer is not None:
             tokens, self._tokens_seen = trainer.tokens_done - self._tokens_seen, trainer.tokens_done
@@ -162,9 +203,10 @@ class Session:
                 decode_units=self._decode_units,
                 finetune_units=self._finetune_units,
                 exclusive_ms=decision.exclusive_ms,
-                window_ms=self._window_ms,
-                latency_ms=(self._step_ended - self._step_began) * 1e3,
-                gap_ms=(self._step_ended - self._last_end) * 1e3,
+                window_ms=self._window_ms + (lender.waited_ms if lender else 0.0),
+                reclaim_ms=lender.reclaim_ms if lender else math.nan,
+                latency_ms=times.latency_ms,
+                gap_ms=times.gap_ms,
                 predicted_ms=self._predicted_ms[0],
                 bound_ms=self._predicted_ms[1],
                 finetune_tokens=tokens,
@@ -172,20 +214,21 @@ class Session:
                 finetune_cpu_ms=finetune_cpu_ms - self._cpu_ms[1],
                 decide_cpu_us=self._decide_cpu_us,
                 decide_wall_us=self._decide_wall_us,
-                hook_us=self._hook_us + (time.perf_counter() - began) * 1e6,
+                hook_us=self._hook_us + (lender.hook_us if lender else 0.0) + (time.perf_counter() - began) * 1e6,
             )
         )
-        self._last_end = self._step_ended
         self._cpu_ms = decode_cpu_ms, finetune_cpu_ms
 
     def idle(self) -> None:
         """Decode has no request: finetuning may have what the policy gives it, up to the whole device."""
         self._is_idle = True
-        self._last_end = math.nan
+        self._timer.interrupt()
         self._cpu_ms = (math.nan, math.nan)
         if self.trainer is not None:
             self.trainer.beside_decode = False
-        if self.controller is not None and self.enabled:
+        if self.lender is not None:
+            self.lender.idle(self.borrows)
+        if self.controller is not None and self.enabled and not self.paused:
             self.gate.allow(self.controller.idle(self.finetune).finetune)
 
     def request_arrived(self) -> None:
@@ -193,12 +236,21 @@ class Session:
         if self._is_idle:
             self.gate.allow(0)
 
+    def pause(self, paused: bool) -> None:
+        """Hold finetuning back after its running unit, or let it go on; the job stays as it is, and steps are noted."""
+        self.paused = paused
+        self.gate.allow(0)
+        if self._is_idle:
+            self.idle()
+
     def set_enabled(self, enabled: bool) -> None:
         """Switch all hooks on or off, to measure what they cost; off, decode has the device alone."""
         self.enabled = enabled
         self.gate.allow(0)
         self.partitioner.set_decode(self.partitioner.units)
-        self._last_end = math.nan
+        self._timer.interrupt()
+        if self.lender is not None and not enabled:
+            self.lender.give_back()
         if self._is_idle:
             self.idle()
 
@@ -245,8 +297,7 @@ class Session:
         self._finetune_units = 0
         self._window_ms = self._hook_us = 0.0
         self._decide_cpu_us = self._decide_wall_us = 0.0
-        self._step_began = self._step_ended = 0.0
-        self._last_end = math.nan
+        self._timer = self.partitioner.timer()
         self._tokens_seen = 0.0
         self._predicted_ms = (math.nan, math.nan)
         self._cpu_ms = (math.nan, math.nan)

@@ -116,15 +116,27 @@ class Device(ABC):
     def __init__(self, noise: Noise, seed: int) -> None:
         self.noise = noise
         generators = np.random.default_rng(seed).spawn(2)
-        self._solo = noise.steps(generators[0], corun=False)
-        self._corun = noise.steps(generators[1], corun=True)
+        self._ratios = [
+            noise.steps(generator, corun=corun) for corun, generator in zip((False, True), generators, strict=True)
+        ]
+        self._coming = [next(ratios) for ratios in self._ratios]
+        """Of the next step, decode alone and beside finetuning."""
 
     def draw_step_ms(
         self, decode: DecodeState, finetune: FinetuneState, decode_units: int, finetune_units: int
     ) -> float:
         """How long the step takes this time."""
-        ratio = next(self._corun if finetune_units else self._solo)
-        return self.step_ms(decode, finetune, decode_units, finetune_units) * ratio * self.noise.drift(decode.time_s)
+        took_ms = self.coming_step_ms(decode, finetune, decode_units, finetune_units)
+        corun = finetune_units > 0
+        self._coming[corun] = next(self._ratios[corun])
+        return took_ms
+
+    def coming_step_ms(
+        self, decode: DecodeState, finetune: FinetuneState, decode_units: int, finetune_units: int
+    ) -> float:
+        """What ``draw_step_ms`` would return, without drawing: for those who may know the future."""
+        ratio = self._coming[finetune_units > 0] * self.noise.drift(decode.time_s)
+        return self.step_ms(decode, finetune, decode_units, finetune_units) * ratio
 
     @abstractmethod
     def step_ms(self, decode: DecodeState, finetune: FinetuneState, decode_units: int, finetune_units: int) -> float:

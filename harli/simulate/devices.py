@@ -22,6 +22,25 @@ The KV cache has the 98.6 of 141 GB that weights, activations and finetuning lea
 """
 
 
+def predictor_folder(name: str) -> Path | None:
+    """Where the predictor of the device called ``name`` is: a folder, or a version in MLflow's registry.
+
+    None for one of ``ROOFLINES``. Raises HarliError when there is no such device.
+    """
+    if name in ROOFLINES:
+        return None
+    from harli.tracking.models import load_predictor_folder
+
+    return load_predictor_folder(name)
+
+
+def make_device(name: str, folder: Path | None, finetune: FinetuneSettings, noise: Noise, seed: int) -> Device:
+    """The device called ``name``; ``folder`` is what ``predictor_folder`` has found."""
+    if folder is None:
+        return roofline_device(name, finetune, noise, seed)
+    return trained_device(folder, name, finetune, noise, seed)
+
+
 def roofline_device(name: str, finetune: FinetuneSettings, noise: Noise, seed: int) -> Device:
     """The analytic device called ``name``, one of ``ROOFLINES``."""
     return AnalyticDevice(ROOFLINES[name], finetune, noise, seed)

@@ -65,6 +65,7 @@ class SimulatedEngine:
         begun_s = self.now_s
         decode = self._scheduler.schedule(begun_s)
         finetune.state.held_units = finetune.held
+        finetune.state.held_ms = finetune.held_ms(begun_s)
         decision = controller.decide(decode, finetune.state)
         share, exclusive_ms = decision.share, decision.exclusive_ms
         now_s = begun_s
@@ -104,6 +105,7 @@ class SimulatedEngine:
                 finetune_units=finetune_units,
                 exclusive_ms=exclusive_ms,
                 window_ms=(now_s - begun_s) * 1e3,
+                reclaim_ms=math.nan,
                 latency_ms=took_ms,
                 gap_ms=(end_s - self._last_end_s) * 1e3,
                 predicted_ms=predicted_ms,

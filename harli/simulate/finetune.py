@@ -52,7 +52,6 @@ class UnitClock:
             lengths_s = np.array([mean_ms[kind] for kind in cycle]) * ratios / 1e3
             self._ends_s[units] = [0.0, *np.cumsum(lengths_s).tolist()]
         self._expected_s = [mean_ms[kind] / 1e3 for kind in update]  # on the whole device, which came last
-        self.state.unit_ms = 1e3 * sum(self._expected_s) / len(update)
         per_unit = device.pass_tokens / len(micro_batch)
         self._tokens = [0.0, *accumulate(0.0 if kind == "optimizer" else per_unit for kind in update)]
         self._update_tokens = device.pass_tokens * passes
@@ -83,6 +82,14 @@ class UnitClock:
                     self.wait()
                 return
 
+    def held_ms(self, now_s: float) -> float:
+        """How long the unit that runs still takes; 0 when none does."""
+        return max(0.0, self._held_until_s - now_s) * 1e3 if self.held else 0.0
+
+    def left_ms(self, now_s: float) -> float:
+        """How long the unit that runs takes from ``now_s`` on; 0 when none does."""
+        return (self._held_until_s - now_s) * 1e3 if self.held else 0.0
+
     def wait(self) -> float:
         """Let the unit that runs end; when it does."""
         self._complete(self._next, self._next + 1, self._held_until_s, 0.0, self._ends_s[self.held])
@@ -105,6 +112,26 @@ class UnitClock:
             now_s += ends_s[unit + 1] - ends_s[unit]
             self._complete(unit, unit + 1, now_s, 0.0, ends_s)
         return now_s
+
+    def coming_window(self, begin_s: float, most_ms: float) -> tuple[float, float, float]:
+        """The longest window that will end within ``most_ms``, for those who may know the future.
+
+        Returns the length to ask ``window`` for, how long it then takes, and the mean length of its units, in ms. If no
+        unit fits, it is as long as the unit that runs has left, if that is not too long. Nothing happens yet.
+        """
+        ends_s, expected_s, end_s = self._ends_s[self._all_units], self._expected_s, begin_s + most_ms / 1e3
+        unit = (self._next + (self.held > 0)) % self._cycle_units
+        now_s = self._held_until_s if self.held else begin_s
+        if now_s > end_s:
+            return 0.0, 0.0, 0.0
+        asked_ms, work_s = most_ms, 0.0
+        while now_s + (mean_s := expected_s[unit % self._update_units]) <= end_s:
+            later_s = now_s + ends_s[unit + 1] - ends_s[unit]
+            if later_s > end_s:  # it will take longer than expected: ask for too little to start it
+                asked_ms = (now_s + mean_s - begin_s) * 1e3 - 1e-6
+                break
+            now_s, unit, work_s = later_s, (unit + 1) % self._cycle_units, work_s + mean_s
+        return asked_ms, (now_s - begin_s) * 1e3, work_s * 1e3
 
     def _stop(self) -> int:
         """The place in the cycle that units may reach before something other than time has to be looked at."""

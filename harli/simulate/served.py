@@ -39,19 +39,12 @@ class Served:
 
     def record(self, step_ends_s: Sequence[float]) -> RequestRecord:
         """The request, finished, as a client saw it: a token is there when its step ends."""
-        request = self.request
+        arrival_s = self.request.arrival_s
         times_s = [end_s for first, last in self.spans for end_s in step_ends_s[first : last + 1]]
-        gaps_ms = tuple([(later - earlier) * 1e3 for earlier, later in pairwise(times_s)])
-        return RequestRecord(
-            request_id=f"simulated-{self.index}",
-            arrival_s=request.arrival_s,
-            prompt_tokens=request.prompt_tokens,
-            output_tokens=request.output_tokens,
-            clipped=request.clipped,
-            ttft_ms=(times_s[0] - request.arrival_s) * 1e3,
-            tpot_ms=sum(gaps_ms) / len(gaps_ms) if gaps_ms else math.nan,
-            queue_wait_ms=(self.scheduled_s - request.arrival_s) * 1e3,
+        return self.request.record(
+            f"simulated-{self.index}",
+            ttft_ms=(times_s[0] - arrival_s) * 1e3,
+            itl_ms=tuple([(later - earlier) * 1e3 for earlier, later in pairwise(times_s)]),
+            queue_wait_ms=(self.scheduled_s - arrival_s) * 1e3,
             finished_s=times_s[-1],
-            itl_ms=gaps_ms,
-            error="",
         )

@@ -41,8 +41,8 @@ def publish_comparison(comparison: ComparisonFolder, scored: Sequence[Scored]) -
         for record in comparison.scored_records():
             publish(record, parent)
         with reporting_failures():
-            client.log_figure(parent, figure(scored), "comparison.png")
-            client.log_dict(parent, json.loads(json.dumps(rows(scored))), "rows.json")
+            client.log_figure(parent, figure(scored, simulated=_simulated(comparison)), "comparison.png")
+            client.log_dict(parent, json.loads(json.dumps(comparison.rows())), "rows.json")
             client.set_terminated(parent)
     except HarliError as error:
         again = f"harli compare --resume {shlex.quote(str(comparison.folder))}"
@@ -50,12 +50,7 @@ def publish_comparison(comparison: ComparisonFolder, scored: Sequence[Scored]) -
     return parent
 
 
-def rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
-    """All rows, as ``harli compare --json`` prints them."""
-    return [row.as_json() for one in scored for row in one.rows]
-
-
-def figure(scored: Sequence[Scored]) -> Figure:
+def figure(scored: Sequence[Scored], *, simulated: bool = False) -> Figure:
     """Finetune tokens/s against SLO attainment, a panel per SLO: the mean of each entrant with its range over rounds.
 
     Small points are rounds. Hollow: decode was harmed. The line is the attainment that is asked for.
@@ -81,8 +76,12 @@ def figure(scored: Sequence[Scored]) -> Figure:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize="small")
-    drawing.axes[0].set_ylabel("finetune (tokens/s)")
+    drawing.axes[0].set_ylabel(f"finetune (tokens/s{', simulated' if simulated else ''})")
     return drawing
+
+
+def _simulated(comparison: ComparisonFolder) -> bool:
+    return comparison.info.settings.simulation is not None
 
 
 def _point(axes: Axes, row: Row, colour: str, marker: str) -> None:
@@ -111,7 +110,8 @@ def _parent(client: Any, experiment_id: str, comparison: ComparisonFolder) -> st
     settings = info.settings
     start_ms = int(datetime.fromisoformat(info.started_at).timestamp() * 1000)
     tags = {COMPARISON_ID: info.comparison_id} | {f"version.{name}": value for name, value in info.versions.items()}
-    name = f"comparison {comparison.folder.resolve().name}"
+    tags |= {"simulated": str(_simulated(comparison)).lower()}
+    name = f"comparison {comparison.folder.resolve().name}{' (simulated)' if _simulated(comparison) else ''}"
     parent: str = client.create_run(experiment_id, start_ms, tags, run_name=name).info.run_id
     params = {
         "policies": " ".join(settings.policies),

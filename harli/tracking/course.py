@@ -30,6 +30,9 @@ class Course:
     itl_p99_ms: Floats
     finetune_share: Floats
     """Mean share of the device's compute units while decode runs; exclusive windows count as all of them."""
+    kv_used: Floats
+    """Mean fraction of the KV cache that requests use, and that is lent, while decode runs."""
+    kv_lent: Floats
     finetune_tokens_per_s: Floats
     """Tokens of committed updates, each spread evenly over the time since the update before."""
     loss: Floats
@@ -46,14 +49,23 @@ def course(record: Record) -> Course:
     width_s = edges[1]
 
     busy_s = _integral(edges, begin_s, end_s, np.ones_like(begin_s))
-    shared_s = _integral(edges, begin_s, end_s, _finetune_shares(record.steps))
+
+    def while_busy(values: Floats) -> Floats:
+        """Mean of a step's value over the time in which decode runs."""
+        mean: Floats = np.full(BINS, np.nan)
+        return np.divide(_integral(edges, begin_s, end_s, values), busy_s, out=mean, where=busy_s > 0.0)
+
+    free, lent, total = (_column(record.steps, f"kv_blocks_{name}") for name in ("free", "lent", "total"))
+    total = np.maximum(total, 1.0)
     committed = np.interp(edges, np.append(0.0, update_s), np.append(0.0, np.cumsum(tokens)))
     return Course(
         time_s=edges[:-1] + width_s / 2.0,
         batch=_integral(edges, begin_s, end_s, _column(record.steps, "batch")) / width_s,
         itl_p50_ms=_per_bin(edges, gap_end_s, gap_ms, np.median),
         itl_p99_ms=_per_bin(edges, gap_end_s, gap_ms, lambda gaps: np.percentile(gaps, 99)),
-        finetune_share=np.divide(shared_s, busy_s, out=np.full(BINS, np.nan), where=busy_s > 0.0),
+        finetune_share=while_busy(_finetune_shares(record.steps)),
+        kv_used=while_busy(1.0 - (free + lent) / total),
+        kv_lent=while_busy(lent / total),
         finetune_tokens_per_s=np.diff(committed) / width_s,
         loss=_per_bin(edges, update_s, _column(record.updates, "loss"), np.mean),
     )

@@ -17,13 +17,13 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E
 
 
 def timeline(record: Record) -> Figure:
-    """The course of a run: batch, ITL against the SLO, finetune share, finetune tokens/s and loss over time."""
+    """The course of a run: batch, ITL against the SLO, KV cache, finetune share, tokens/s and loss over time."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     run, info = course(record), record.info
-    figure = Figure(figsize=(9, 7), dpi=120, layout="constrained")
-    batch, itl, share, rate, loss = figure.subplots(5, sharex=True, height_ratios=(2, 3, 2, 2, 2))
+    figure = Figure(figsize=(9, 8), dpi=120, layout="constrained")
+    batch, itl, cache, share, rate, loss = figure.subplots(6, sharex=True, height_ratios=(2, 3, 2, 2, 2, 2))
 
     batch.fill_between(run.time_s, run.batch, step="mid", color=BLUE, alpha=0.35, linewidth=0)
     batch.step(run.time_s, run.batch, where="mid", color=BLUE, linewidth=1)
@@ -37,6 +37,20 @@ def timeline(record: Record) -> Figure:
             itl.axhline(slo_ms, color=VERMILION, linestyle=style, label=f"{name} SLO, {slo_ms:.4g} ms")
     itl.set_ylabel("ITL\n(ms)")
     itl.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=4, frameon=False, fontsize="small")
+
+    parts = {"requests": (run.kv_used, BLUE), "lent": (run.kv_lent, GREEN)}
+    cache.stackplot(
+        run.time_s,
+        [np.nan_to_num(values) for values, _ in parts.values()],
+        labels=list(parts),
+        colors=[color for _, color in parts.values()],
+        alpha=0.5,
+        linewidth=0,
+    )
+    cache.set_ylabel("KV cache\n(decoding)")
+    cache.set_ylim(0, 1)
+    cache.yaxis.set_major_formatter(PercentFormatter(1.0))
+    cache.legend(loc="lower right", bbox_to_anchor=(1, 0.95), ncols=2, frameon=False, fontsize="small")
 
     share.fill_between(run.time_s, run.finetune_share, step="mid", color=GREEN, alpha=0.6, linewidth=0)
     share.set_ylabel("finetune share\nwhile decoding")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from harli.types import HarliError
+from harli.types import HarliError, RequestRecord
 
 
 class Request(NamedTuple):
@@ -19,6 +19,31 @@ class Request(NamedTuple):
     output_tokens: int
     clipped: bool = False
     """Its lengths were cut to the model's limit."""
+
+    def record(
+        self,
+        request_id: str,
+        *,
+        ttft_ms: float,
+        itl_ms: tuple[float, ...],
+        queue_wait_ms: float,
+        finished_s: float,
+        error: str = "",
+    ) -> RequestRecord:
+        """What became of it, with the mean of its gaps."""
+        return RequestRecord(
+            request_id=request_id,
+            arrival_s=self.arrival_s,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            clipped=self.clipped,
+            ttft_ms=ttft_ms,
+            tpot_ms=sum(itl_ms) / len(itl_ms) if itl_ms else math.nan,
+            queue_wait_ms=queue_wait_ms,
+            finished_s=finished_s,
+            itl_ms=itl_ms,
+            error=error,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +59,18 @@ class Workload:
 
 
 def fit(
-    workload: Workload, max_model_len: int, *, rate_scale: float = 1.0, duration_s: float | None = None
+    workload: Workload,
+    max_model_len: int,
+    *,
+    rate_scale: float = 1.0,
+    length_scale: float = 1.0,
+    duration_s: float | None = None,
 ) -> Workload:
     """The part of a workload that a run of ``duration_s`` can serve, with lengths that the model takes.
 
     Arrivals are divided by ``rate_scale``, so 2.0 doubles the request rate; requests due at
-    ``duration_s`` or later are left out. Prompt and output are raised to 1 token where they are empty.
+    ``duration_s`` or later are left out. Lengths are multiplied by ``length_scale`` and rounded. Prompt and
+    output are raised to 1 token where they are empty.
     Where they exceed ``max_model_len`` together, the prompt is cut first, down to 1 token, and only
     then the output, to ``max_model_len - 1``: outputs keep their lengths and so decode its load.
 
@@ -47,18 +78,26 @@ def fit(
     """
     if max_model_len < 2:
         raise HarliError(f"the model's maximum length must be 2 tokens or more, not {max_model_len}")
-    if not (math.isfinite(rate_scale) and rate_scale > 0):
-        raise HarliError(f"the rate scale must be a positive number, not {rate_scale}")
+    for name, scale in (("rate", rate_scale), ("length", length_scale)):
+        if not (math.isfinite(scale) and scale > 0):
+            raise HarliError(f"the {name} scale must be a positive number, not {scale}")
     if duration_s is not None and not duration_s > 0:
         raise HarliError(f"the duration must be a positive number of seconds, not {duration_s}")
 
     end_s = math.inf if duration_s is None else duration_s
-    scaled = (request._replace(arrival_s=request.arrival_s / rate_scale) for request in workload.requests)
+    scaled = (_scaled(request, rate_scale, length_scale) for request in workload.requests)
     requests = tuple(_clip(request, max_model_len) for request in scaled if request.arrival_s < end_s)
     if not requests:
         within = "" if duration_s is None else f" in its first {duration_s:g} s; choose a longer duration"
         raise HarliError(f"the workload {workload.name} has no request{within}")
     return replace(workload, requests=requests)
+
+
+def _scaled(request: Request, rate_scale: float, length_scale: float) -> Request:
+    prompt_tokens, output_tokens = request.prompt_tokens, request.output_tokens
+    if length_scale != 1.0:
+        prompt_tokens, output_tokens = round(prompt_tokens * length_scale), round(output_tokens * length_scale)
+    return Request(request.arrival_s / rate_scale, prompt_tokens, output_tokens, request.clipped)
 
 
 def _clip(request: Request, max_model_len: int) -> Request:

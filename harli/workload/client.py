@@ -51,11 +51,6 @@ class TokenTimes:
         self.count += tokens
         self._last_s = now_s
 
-    @property
-    def tpot_ms(self) -> float:
-        """Mean gap after the first token; NaN with fewer than two tokens."""
-        return sum(self.itl_ms) / len(self.itl_ms) if self.itl_ms else math.nan
-
 
 class OpenLoopClient:
     """Drives an engine with a workload and measures each request's latencies where a user would.
@@ -142,17 +137,12 @@ class OpenLoopClient:
         finally:
             self._failed += bool(error)
             self.records.append(
-                RequestRecord(
-                    request_id=request_id,
-                    arrival_s=request.arrival_s,
-                    prompt_tokens=request.prompt_tokens,
-                    output_tokens=request.output_tokens,
-                    clipped=request.clipped,
+                request.record(
+                    request_id,
                     ttft_ms=times.ttft_ms,
-                    tpot_ms=times.tpot_ms,
+                    itl_ms=tuple(times.itl_ms),
                     queue_wait_ms=queue_wait_ms,
                     finished_s=time.monotonic() - self._clock_zero,
-                    itl_ms=tuple(times.itl_ms),
                     error=error,
                 )
             )

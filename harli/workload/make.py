@@ -15,4 +15,10 @@ def make_workload(wanted: WorkloadSettings, max_model_len: int) -> Workload:
     else:
         unscaled_s = wanted.duration_s * wanted.rate_scale  # fit divides arrivals by the scale
         requests = generate(seed=wanted.seed, duration_s=unscaled_s, requests_per_s=wanted.requests_per_s)
-    return fit(requests, max_model_len, rate_scale=wanted.rate_scale, duration_s=wanted.duration_s)
+    return fit(
+        requests,
+        max_model_len,
+        rate_scale=wanted.rate_scale,
+        length_scale=wanted.length_scale,
+        duration_s=wanted.duration_s,
+    )

@@ -17,6 +17,7 @@ COMMANDS = (
     "train-predictor",
     "predictors",
     "simulate",
+    "estimate",
     "runs",
     "show",
     "publish",

@@ -12,10 +12,12 @@ import pytest
 from harli.cli import main
 from harli.compare.plan import PlannedRun
 from harli.compare.results import ComparisonFolder
-from harli.compare.run import Comparison
+from harli.compare.run import EngineComparison
 from harli.compare.settings import ComparisonSettings
 from harli.config import RunSettings
 from harli.records.summary import METRICS
+from harli.tracking.publish import EXPERIMENT
+from harli.tracking.store import open_store
 from harli.types import Slo
 from tests.records.builders import small_run
 
@@ -55,8 +57,15 @@ def harli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
         (["--policies", "static", "--slo-scale", "1.5", "--trace", "missing.csv"], "missing.csv"),
         (["--policies", "static", "--slo-itl-ms", "50", "--finetune-data", "missing.jsonl"], "missing.jsonl"),
         (["--policies", "static", "--slo-itl-ms", "50", "--duration", "0"], "duration_s"),
+        (["--policies", "oracle", "--slo-itl-ms", "50"], "only a simulation does"),
+        (["--policies", "static", "--slo-itl-ms", "50", "--simulate"], "no use for --model"),
+        (["--policies", "static", "--slo-itl-ms", "50", "--device", "h200/llama-3-8b"], "only with --simulate"),
+        (
+            ["--policies", "static", "--slo-itl-ms", "50", "--rate-scale", "1", "--rate-scale", "2"],
+            "only with --simulate",
+        ),
         (["--resume", "nowhere"], "is not a comparison"),
-        (["--resume", "nowhere", "--out", "here"], "leave out --config and --out"),
+        (["--resume", "nowhere", "--out", "here"], "leave out --config"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -75,7 +84,7 @@ def complete(tmp_path: Path) -> Path:
     run = RunSettings.model_validate({"policy": "separate", "engine": {"model": "tiny", "kv_cache_gib": 0.5}})
     settings = ComparisonSettings(policies=("static",), rounds=2, slo_scales=(1.2,), run=run)
     folder = tmp_path / "done"
-    Comparison(settings).prepare(folder)
+    EngineComparison(settings).prepare(folder)
     for planned in ComparisonFolder(folder).planned():
         small_run(folder / planned.folder, **_changes(planned))
     while not ComparisonFolder(folder).is_complete():
@@ -107,6 +116,30 @@ def test_a_complete_comparison_is_printed_and_published_without_an_engine(
     assert "(1.2 times decode alone's P99), 2 rounds" in out
     assert "note: " not in out  # all runs are the same, so no policy does harm
     assert "static share=1/1 work_conserving=true" in out
+
+
+def test_loads_are_simulated_without_an_engine_each_in_a_folder_that_can_be_gone_on_with(
+    harli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    loads = ("--rate-scale", "1", "--rate-scale", "2")
+    wanted = ("--simulate", "--policies", "stepwise,oracle", "--slo-itl-ms", "12", "--rounds", "1", "--duration", "5")
+    code, out, err = harli(*wanted, *loads, "--jobs", "1", "--out", "two", "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert {(row["rate_scale"], row["policy"]) for row in rows} == {
+        (scale, policy) for scale in (1.0, 2.0) for policy in ("separate", "stepwise", "oracle")
+    }
+    assert all(row["simulated"] for row in rows)
+    assert "two/rate-2 (simulated)" in err
+    client, experiment = open_store(EXPERIMENT)
+    runs = client.search_runs([experiment])
+    assert len(runs) == 2 * (1 + 3)
+    assert all(run.data.tags["simulated"] == "true" and "(simulated)" in run.info.run_name for run in runs)
+    code, out, err = harli("--resume", "two/rate-2")
+    assert code == 0, err
+    assert "simulated at 2 times the rate, 1 round" in out
+    assert "vs oracle" in out
 
 
 def test_other_settings_do_not_go_on(harli: Command, complete: Path) -> None:

@@ -70,6 +70,7 @@ def test_json_has_every_metric(finished: dict[str, Any]) -> None:
     assert metrics["slo/itl_attainment"] is None
     assert metrics["finetune/updates"] >= 1
     assert metrics["finetune/tokens_per_s"] > 0
+    assert metrics["memory/lent_peak"] > 0.5
 
 
 def test_the_record_and_the_adapter_are_complete(finished: dict[str, Any]) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from harli.compare import cell, score
+from harli.compare.base import Progress
 from harli.compare.plan import PlannedRun
 from harli.compare.results import ComparisonFolder
-from harli.compare.run import Comparison, Progress, Sitting
+from harli.compare.run import EngineComparison, Sitting
 from harli.compare.settings import ComparisonSettings
 from harli.config import FinetuneSettings, RunSettings, SloSettings, WorkloadSettings
 from harli.records.reader import read_record
@@ -39,7 +40,7 @@ def compare(
     host: EngineHost, settings: ComparisonSettings, folder: Path, stop_after: int | None = None
 ) -> tuple[ComparisonFolder, list[PlannedRun]]:
     """Compare into ``folder``, on from what it holds, until so many runs have ended; and the runs that did."""
-    comparison = Comparison(settings, folder if folder.exists() else None)
+    comparison = EngineComparison(settings, folder if folder.exists() else None)
     comparison.prepare(folder)
     ended: list[PlannedRun] = []
 
@@ -163,19 +164,19 @@ def test_a_short_pass_chooses_among_variants(
 @pytest.mark.usefixtures("host")
 def test_what_cannot_be_compared_is_told_before_an_engine_starts(run_settings: RunSettings, tmp_path: Path) -> None:
     with pytest.raises(HarliError, match="did you mean 'static'"):
-        Comparison(ComparisonSettings(policies=("statik",), slo_scales=(1.5,), run=run_settings))
+        EngineComparison(ComparisonSettings(policies=("statik",), slo_scales=(1.5,), run=run_settings))
     nothing = run_settings.model_copy(update={"predictor": str(tmp_path / "none")})
     (tmp_path / "p.py").write_text(
         "from policies.separate import Separate\n\nclass Needs(Separate):\n"
         "    def __init__(self, context):\n        super().__init__(context)\n        context.need_predictor()\n"
     )
     with pytest.raises(HarliError, match="none"):
-        Comparison(ComparisonSettings(policies=(f"{tmp_path}/p.py:Needs",), slo_scales=(1.5,), run=nothing))
+        EngineComparison(ComparisonSettings(policies=(f"{tmp_path}/p.py:Needs",), slo_scales=(1.5,), run=nothing))
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "file").touch()
-    comparison = Comparison(ComparisonSettings(policies=("static",), slo_scales=(1.5,), run=run_settings))
+    comparison = EngineComparison(ComparisonSettings(policies=("static",), slo_scales=(1.5,), run=run_settings))
     with pytest.raises(HarliError, match="not empty"):
         comparison.prepare(occupied)
     with pytest.raises(HarliError, match="is not a comparison"):
-        Comparison(ComparisonSettings(policies=("static",), slo_scales=(1.5,), run=run_settings), occupied)
+        EngineComparison(ComparisonSettings(policies=("static",), slo_scales=(1.5,), run=run_settings), occupied)

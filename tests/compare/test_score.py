@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -159,6 +159,7 @@ def test_gain_over_dedicated() -> None:
     assert gain_over_dedicated([], []) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(1.0, 1e4), st.floats(1.0, 1e4)), min_size=2, max_size=6))
 def test_the_ratio_lies_in_its_interval_and_turns_over_for_the_rival(pairs: list[tuple[float, float]]) -> None:
     ours, theirs = zip(*pairs, strict=True)

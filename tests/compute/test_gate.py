@@ -262,3 +262,19 @@ def test_close_ends_a_window(gate: Gate) -> None:
     assert window.still_runs()
     gate.close()
     assert window.result()
+
+
+def test_a_wait_that_is_called_off_ends_and_another_may_follow(gate: Gate) -> None:
+    called_off = threading.Event()
+    answers: queue.Queue[int | None] = queue.Queue()
+    thread = threading.Thread(target=lambda: answers.put(gate.enter(0.0, called_off.is_set)), daemon=True)
+    thread.start()
+    gate.wake()
+    assert answers.empty()
+    called_off.set()
+    gate.wake()
+    assert answers.get(timeout=PATIENCE_S) is None
+    assert gate.free == UNITS
+    gate.allow(UNITS)
+    assert gate.enter(0.0, called_off.is_set) is None
+    assert gate.enter(0.0) == UNITS

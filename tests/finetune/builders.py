@@ -26,7 +26,7 @@ CONFIG = LlamaConfig(
 )
 
 
-def make_job(data: Path, **changes: Any) -> Job:
+def make_job(data: Path, config: Any = CONFIG, dtype: torch.dtype = torch.float32, **changes: Any) -> Job:
     """``data`` stands for the samples, which are made here; it is written if it is not there."""
     if not data.exists():
         data.write_text('{"text": "stands for the samples"}\n')
@@ -34,9 +34,9 @@ def make_job(data: Path, **changes: Any) -> Job:
         data=data, lora=LoraSettings(rank=2, dropout=0.2), microbatch_tokens=32, learning_rate=1e-2
     ).model_copy(update=changes)
     torch.manual_seed(0)
-    weights = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32).state_dict()
+    weights = AutoModelForCausalLM.from_config(config, dtype=dtype).state_dict()
     del weights["lm_head.weight"]
-    model = build_model(CONFIG, weights, settings.lora, name="base", seed=settings.seed)
+    model = build_model(config, weights, settings.lora, name="base", seed=settings.seed)
     samples = [Sample([(7 * i + j) % 64 for j in range(5 + i)], [True] * (5 + i)) for i in range(12)]
     update = LayerwiseUpdate(model, learning_rate=settings.learning_rate, weight_decay=0.0, seed=settings.seed)
     return Job(model, update, BatchStream(samples, settings.microbatch_tokens, settings.seed), settings)

@@ -47,7 +47,7 @@ def serve(
     waiting: deque[tuple[float, int]] = deque()
     running: list[list[float]] = []  # tokens left, context, time of the first token, tokens done
     menu, costs = predictor.menu, predictor.costs
-    finetune = FinetuneState(ready=True, microbatch_tokens=256, unit_ms=6.0)
+    finetune = FinetuneState(ready=True, microbatch_tokens=256)
     alone_per_s = predictor.finetune_alone_tokens_per_s
     now_s = tokens = late = made = batches = 0.0
     waits: list[float] = []
@@ -87,6 +87,7 @@ def serve(
         tokens += forecast.finetune_tokens_per_s[index] * gap_ms / 1e3
         window_ms = decision.exclusive_ms
         if window_ms:
+            window_ms = predictor.units(finetune).in_window_ms(window_ms)
             tokens += alone_per_s * max(0.0, window_ms - costs.window_dead_ms) / 1e3
             window_ms += costs.window_overhead_ms
         elif decision.share.decode > last_units:

@@ -55,8 +55,6 @@ def test_no_stationary_policy_is_better(seed: int) -> None:
     solution = Process(tau_s, batch, rate, leaving).best(reward)
     assert solution.gain == pytest.approx(max(gains.values()), rel=1e-6, abs=1e-6)
     assert gains[tuple(solution.policy.tolist())] == pytest.approx(solution.gain, rel=1e-6, abs=1e-6)
-    assert solution.shortfall.min() >= -1e-6
-    assert (solution.shortfall[:, 0][solution.policy == 0] < 1e-6).all()
 
 
 def queue(size: int, rate: float, leaving: float) -> tuple[Floats, Floats, NDArray[np.int64]]:
@@ -99,7 +97,6 @@ def test_idle_and_overloaded_queues_are_solved_as_well(rate: float, leaving: flo
     process = Process(tau_s, batch, rate, leaving)
     solution = process.best(reward)
     assert np.isfinite(solution.value).all()
-    assert solution.shortfall.min() >= 0.0
     for action in range(3):
         same = process.per_second(np.full(len(batch), action), reward)[0]
         assert solution.gain >= same - 1e-3 * max(1.0, abs(same))

@@ -25,7 +25,7 @@ from predictor.base import Floats, Forecast, Outlook
 from tests.policies.queue_loop import serve
 
 TWO = Menu((Share(2, 0), Share(1, 1), Share(0, 2)))
-READY = FinetuneState(ready=True, microbatch_tokens=256, unit_ms=6.0)
+READY = FinetuneState(ready=True, microbatch_tokens=256)
 ALONE = Decision(Share(4, 0))
 LOAD = Load(arrivals_per_s=2.0, leaving=1 / 100, context=500.0, capacity=32, stretch=1.0)
 
@@ -74,7 +74,7 @@ steps = st.builds(
     slack_ms=st.floats(-50.0, 300.0),
 )
 slos = st.builds(Slo, st.none() | st.floats(5.0, 300.0), st.none() | st.floats(5.0, 300.0))
-finetunes = st.builds(FinetuneState, ready=st.booleans(), unit_ms=st.floats(0.0, 30.0), held_units=st.integers(0, 4))
+finetunes = st.builds(FinetuneState, ready=st.booleans(), held_ms=st.floats(0.0, 30.0), held_units=st.integers(0, 4))
 
 
 @settings(max_examples=60, deadline=None)
@@ -124,13 +124,12 @@ def test_prefill_has_no_window() -> None:
     assert policy.decide(state(1.1, batch=1, prefill_tokens=100), READY).exclusive_ms == 0.0
 
 
-def test_a_unit_that_still_holds_the_device_counts_as_the_share_that_it_leaves() -> None:
-    policy, predictor = make(Slo(itl_ms=35.0))
-    small = state(batch=4)
-    bounds = predictor.forecast(small, READY).bound_ms
-    assert bounds[2] < 35.0 < bounds[3]
-    assert policy.decide(small, READY).share.finetune
-    assert policy.decide(state(1.1, 4), replace(READY, held_units=3)) == ALONE
+def test_a_window_has_to_outlast_the_unit_that_runs() -> None:
+    policy, predictor = make(Slo(itl_ms=200.0))
+    free = policy.decide(state(1.0, 1), READY).exclusive_ms
+    held = replace(READY, held_units=2, held_ms=5.0)
+    assert policy.decide(state(1.1, 1), held).exclusive_ms >= predictor.units(READY).longest_ms + 5.0
+    assert not policy.decide(state(1.2, 1), replace(held, held_ms=free)).exclusive_ms
 
 
 def test_a_larger_decode_part_is_not_switched_to_for_next_to_nothing() -> None:
@@ -169,39 +168,31 @@ def test_more_load_means_less_finetuning(slo: Slo) -> None:
     assert gains[0] <= predictor.finetune_alone_tokens_per_s + 1e-6
 
 
-def test_every_entry_of_a_plan_keeps_the_slo_and_holds_a_unit() -> None:
-    predictor, slo = Unsure(MENU), Slo(itl_ms=60.0)
-    plan = make_plan(predictor, slo, LOAD, READY, 1.6)
-    for batch, entries in enumerate(plan.entries[1:], 1):
-        forecast = predictor.forecast(state(batch=batch), READY)
-        assert 0 in {entry.share for entry in entries}
-        assert [entry.shortfall for entry in entries] == sorted(entry.shortfall for entry in entries)
-        assert entries[0].shortfall == pytest.approx(0.0, abs=1e-4)
-        for share, window, _ in entries:
-            taken = window and window + predictor.costs.window_overhead_ms
-            assert not share or forecast.bound_ms[share] + taken <= 60.0 + 1e-6
-            assert not share or forecast.gap_ms[share] + taken <= 1.6 * forecast.gap_ms[0] + 1e-6
-            assert not window or window > predictor.costs.window_dead_ms + READY.unit_ms
+def test_delay_costs_more_as_the_batch_fills() -> None:
+    plan = make_plan(Unsure(MENU), Slo(itl_ms=60.0), replace(LOAD, arrivals_per_s=4.0), READY, math.inf)
+    assert plan.capacity == LOAD.capacity
+    assert min(plan.delay_cost) >= 0.0
+    assert plan.delay_cost[-1] > 2.0 * plan.delay_cost[1]
 
 
-def test_windows_pay_only_where_they_let_a_batch_gather() -> None:
+def test_delay_costs_what_idling_would_earn_where_no_batch_can_gather() -> None:
     """A window before a batch of one only puts off the idle time in which finetuning has the device anyway."""
     whole, slo = Menu((Share(4, 0), Share(0, 4))), Slo(itl_ms=100.0)
+    alone_per_s = ExactPredictor(whole).finetune_alone_tokens_per_s
     one, many = (
         make_plan(ExactPredictor(whole), slo, replace(LOAD, capacity=capacity), READY, math.inf) for capacity in (1, 32)
     )
-    assert one.capacity == 1
-    assert not any(entry.window_ms for entries in one.entries for entry in entries)
-    assert many.entries[1][0].window_ms > 0.0
+    assert one.delay_cost[1] >= alone_per_s
+    assert many.delay_cost[1] < alone_per_s
 
 
 def test_plans_follow_the_load() -> None:
-    """A busy hour closes batch sizes that a quiet one opens."""
+    """Delay is cheap in a quiet hour and dear in a busy one, when the batch is large."""
     predictor, slo = Unsure(MENU), Slo(itl_ms=60.0)
     quiet, busy = (
         make_plan(predictor, slo, replace(LOAD, arrivals_per_s=rate), READY, math.inf) for rate in (0.5, 5.0)
     )
-    assert sum(e[0].share for e in quiet.entries) > sum(e[0].share for e in busy.entries)
+    assert quiet.delay_cost[16] < busy.delay_cost[16]
 
 
 def test_steps_slower_than_planned_are_learned() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from harli.types import HarliError, Menu, Share, Slo
-from policies.base import Policy, PolicyContext
+from policies.base import Policy, PolicyContext, Range
+from policies.reactive import Reactive
 from policies.registry import Parameter, load_policy, make_policy, names, parameters
 from policies.separate import Separate
 from policies.static import Static
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harli.types import Decision
-from policies.base import Policy, PolicyContext
+from policies.base import Policy, PolicyContext, Range
 
 
 @dataclass
@@ -195,6 +196,24 @@ def test_an_unfinished_policy(write: Write) -> None:
 def test_parameters_come_from_the_constructor() -> None:
     assert parameters(Separate) == []
     assert parameters(Static) == [Parameter("share", str, ""), Parameter("work_conserving", bool, False)]
+
+
+def test_a_range_to_search_is_declared_beside_the_type() -> None:
+    ranges = {parameter.name: parameter.range for parameter in parameters(Reactive)}
+    assert ranges["every"] == Range(2, 64, log=True)
+    assert all(found is not None for found in ranges.values())
+    assert [parameter.range for parameter in parameters(Static)] == [None, None]
+
+
+@pytest.mark.parametrize("bounds", [(2.0, 1.0), (1.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
+def test_a_range_has_two_ends(bounds: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="not a range"):
+        Range(*bounds)
+
+
+def test_a_range_in_the_logarithm_is_above_0() -> None:
+    with pytest.raises(ValueError, match="logarithm"):
+        Range(0.0, 1.0, log=True)
 
 
 def test_defaults(tuned: str) -> None:

@@ -19,7 +19,7 @@ from policies.trial import MENU, ExactPredictor
 from policies.unmanaged import Unmanaged
 from predictor.base import Floats, Outlook
 
-READY = FinetuneState(ready=True, microbatch_tokens=256, unit_ms=6.0)
+READY = FinetuneState(ready=True, microbatch_tokens=256)
 ALONE = Decision(Share(4, 0))
 WHOLE = Menu((Share(4, 0), Share(0, 4)))
 
@@ -67,7 +67,10 @@ def test_a_time_slice_fills_the_budget_and_leaves_decode_the_device() -> None:
     decision = policy.decide(state(), READY)
     assert decision.share == Share(4, 0)
     assert decision.exclusive_ms == pytest.approx(35.0)
-    assert policy.decide(state(34), READY) == ALONE  # what is left yields nothing
+    assert policy.decide(state(28), READY) == ALONE  # no unit fits into what is left
+    held = replace(READY, held_units=2, held_ms=20.0)
+    assert policy.decide(state(), held).exclusive_ms == pytest.approx(35.0)
+    assert policy.decide(state(), replace(held, held_ms=36.0)) == ALONE
     assert policy.decide(state(100), READY) == ALONE
 
 
@@ -91,8 +94,9 @@ def test_stepwise_takes_the_most_tokens_that_fit(itl_ms: float, batch: int) -> N
         if gap <= itl_ms:
             options.append((rate * gap, Decision(share)))
             window = itl_ms - gap - costs.window_overhead_ms
-            if window > costs.window_dead_ms:
-                more = predictor.finetune_alone_tokens_per_s * (window - costs.window_dead_ms)
+            used = predictor.units(READY).in_window_ms(window)
+            if used:
+                more = predictor.finetune_alone_tokens_per_s * max(0.0, used - costs.window_dead_ms)
                 options.append((rate * gap + more, Decision(share, window)))
     assert Stepwise(given).decide(state(batch), READY) == max(options, key=lambda option: option[0])[1]
 

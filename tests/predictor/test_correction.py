@@ -48,7 +48,13 @@ class Machine:
     def row(self, gap_ms: float, share: int) -> StepRecord:
         units = INNER.menu.shares[share]
         return ROW._replace(
-            step=self.step, gap_ms=gap_ms, decode_units=units.decode, finetune_units=units.finetune, wanted_finetune=0
+            step=self.step,
+            gap_ms=gap_ms,
+            predicted_ms=self.gap_ms,
+            bound_ms=self.bound_ms,
+            decode_units=units.decode,
+            finetune_units=units.finetune,
+            wanted_finetune=0,
         )
 
 
@@ -126,7 +132,9 @@ def test_a_window_is_not_part_of_the_gap() -> None:
     decode = DecodeState(time_s=1.0, step=1, batch=8, context_sum=6000, context_max=800)
     for step in range(1, WINDOW + 1):
         decode.step = machine.step = step
-        gap_ms = machine.predictor.forecast(decode, FINETUNE).gap_ms[0] / machine.predictor.state()["gap_factor_alone"]
+        forecast = machine.predictor.forecast(decode, FINETUNE)
+        machine.gap_ms, machine.bound_ms = forecast.gap_ms[0], forecast.bound_ms[0]
+        gap_ms = forecast.gap_ms[0] / machine.predictor.state()["gap_factor_alone"]
         machine.predictor.observe(machine.row(gap_ms + 100.0, 0)._replace(window_ms=100.0))
     assert machine.predictor.state()["gap_factor_alone"] == pytest.approx(1.0)
     assert machine.predictor.state()["steps"] == WINDOW
@@ -150,7 +158,8 @@ def test_an_asynchronous_engine_observes_a_step_later() -> None:
         decode = DecodeState(time_s=step, step=step, batch=4 + step % 9, context_sum=6000, context_max=800)
         machine.step = step
         raw = INNER.forecast(decode, FINETUNE).gap_ms[0]
-        machine.predictor.forecast(decode, FINETUNE)
+        forecast = machine.predictor.forecast(decode, FINETUNE)
+        machine.gap_ms, machine.bound_ms = forecast.gap_ms[0], forecast.bound_ms[0]
         rows.append(machine.row(raw * 1.5, 0))
         if step > 1:
             machine.predictor.observe(rows[-2])

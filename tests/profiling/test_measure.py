@@ -40,6 +40,20 @@ def test_units_beside_decode_count_only_where_there_are_none_alone() -> None:
     assert only.mean_ms == 50.0
 
 
+def test_units_with_kept_activations_are_a_shape_of_their_own() -> None:
+    rows = all_units()
+    for kind, duration in {"forward_kept": 6.0, "backward_kept": 7.0, "backward": 10.0}.items():
+        rows += [unit(kind, duration)._replace(kept_layers=3)] * 4
+    rows += [unit("backward_kept", 7.0)] * 4  # of a pass that began with another shape
+    table = UNITS.table(rows)
+    found = unit_times(table, LAYERS, 1)
+    per_pass = {time.kind: time.per_pass for time in found if time.kept_layers == 3}
+    assert per_pass == {"forward_kept": 3.0, "backward_kept": 3.0, "backward": 1.0}
+    assert {time.kind for time in found if not time.kept_layers} == {row.kind for row in all_units()}
+    plain = UNITS.table(all_units())
+    assert alone_tokens_per_s(found, table) == alone_tokens_per_s(unit_times(plain, LAYERS, 1), plain)
+
+
 def test_too_few_units_say_nothing() -> None:
     assert unit_times(UNITS.table([unit("forward", 5.0)] * 2), LAYERS, 1) == ()
     assert unit_times(UNITS.table([]), LAYERS, 1) == ()
@@ -50,7 +64,7 @@ def test_costs_of_windows() -> None:
     opened = [(1, 0, *STEP._replace(exclusive_ms=50.0, window_ms=49.0, gap_ms=72.0, finetune_tokens=12.0))] * 20
     found = costs(steps_table(plain + opened), 2, alone_per_ms=0.3)
     assert found.window_overhead_ms == pytest.approx(2.0)
-    assert found.window_dead_ms == pytest.approx(10.0)
+    assert found.window_dead_ms == pytest.approx(9.0)  # of the 49 ms that were used 40 are accounted for
     assert found.switch_ms == 0.0
 
 

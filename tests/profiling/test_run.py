@@ -103,7 +103,8 @@ def check_rows(profile: Profile) -> None:
     cpu = np.array([[row["decode_cpu_ms"], row["latency_ms"]] for row in rows])
     assert np.nanmedian(cpu[:, 0] / cpu[:, 1]) == pytest.approx(1.5, abs=0.8)
     kinds = {row["kind"] for row in profile.units.to_pylist()}
-    assert kinds == {"embed", "forward", "loss", "backward", "optimizer"}
+    assert kinds == {"embed", "forward", "forward_kept", "loss", "backward", "backward_kept", "optimizer"}
+    assert len({unit.kept_layers for unit in profile.info.unit_times}) > 1
     assert any(unit.kind == "backward" and unit.mean_ms > 0 for unit in profile.info.unit_times)
     report = report_on(profile.steps, profile.segments, plan_of(profile))
     assert report.summary() == profile.info.summary

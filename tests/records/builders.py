@@ -19,8 +19,8 @@ STEP = StepRecord(
     step=0, time_s=0.0, batch=1, context_sum=100, context_max=100, prefill_tokens=0, admitted=0, waiting=0,
     kv_blocks_free=90, kv_blocks_total=100, kv_blocks_lent=0, slack_ms=math.inf, microbatch_tokens=256,
     kept_layers=0, wanted_finetune=0, decode_units=2,
-    finetune_units=0, exclusive_ms=0.0, window_ms=0.0, latency_ms=20.0, gap_ms=25.0, predicted_ms=24.0,
-    bound_ms=30.0, finetune_tokens=0.0, decode_cpu_ms=40.0,
+    finetune_units=0, exclusive_ms=0.0, window_ms=0.0, reclaim_ms=math.nan, latency_ms=20.0, gap_ms=25.0,
+    predicted_ms=24.0, bound_ms=30.0, finetune_tokens=0.0, decode_cpu_ms=40.0,
     finetune_cpu_ms=0.0, decide_cpu_us=10.0, decide_wall_us=12.0, hook_us=30.0,
 )  # fmt: skip
 REQUEST = RequestRecord(
@@ -68,6 +68,9 @@ def _steps() -> Iterator[StepRecord]:
             step=number,
             time_s=number * 0.025 + (4.0 if number >= 320 else 0.0),
             batch=int(4 + 3 * math.sin(number / 50)),
+            kv_blocks_free=30,
+            kv_blocks_lent=60 if number < 320 else 20,
+            reclaim_ms=0.2 if number == 320 else math.nan,
             gap_ms=math.nan if number in (0, 320) else 25.0,
         )
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harli.records.reader import read_record
-from harli.records.schema import VERSION_KEY
+from harli.records.schema import SCHEMA_VERSION, VERSION_KEY
 from harli.records.writer import RecordWriter
 from harli.types import HarliError
 from tests.records.builders import STEP, run_info
@@ -65,8 +65,18 @@ def test_a_wrong_field_is_named(folder):
 
 
 def test_a_newer_record(folder):
-    edit(folder, schema_version=2, field_of_the_future=1)
-    assert "newer Harli (schema 2, this one reads up to 1); upgrade" in message(folder)
+    edit(folder, schema_version=SCHEMA_VERSION + 1, field_of_the_future=1)
+    newer = f"newer Harli (schema {SCHEMA_VERSION + 1}, this one reads up to {SCHEMA_VERSION}); upgrade"
+    assert newer in message(folder)
+
+
+def test_a_record_of_schema_1_is_read(folder):
+    steps = pq.read_table(folder / "steps.parquet")
+    older = steps.drop_columns(["reclaim_ms"]).replace_schema_metadata({VERSION_KEY: "1"})
+    pq.write_table(older, folder / "steps.parquet")
+    read = read_record(folder).steps
+    assert read.drop_columns(["reclaim_ms"]).equals(steps.drop_columns(["reclaim_ms"]))
+    assert read.schema.equals(steps.schema)
 
 
 def test_a_newer_table(folder):

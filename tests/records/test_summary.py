@@ -29,6 +29,15 @@ def test_every_metric_has_its_place(tmp_path):
     assert all(value is not None and math.isfinite(value) for value in info.summary.values())
 
 
+def test_lent_memory_is_a_fraction_of_the_cache_and_reclaims_are_counted():
+    lent = [STEP._replace(kv_blocks_lent=count, kv_blocks_total=100) for count in (0, 80, 40)]
+    summary = metrics([*lent, STEP._replace(reclaim_ms=3.0)])
+    assert summary["memory/lent_mean"] == pytest.approx(0.3)
+    assert summary["memory/lent_peak"] == pytest.approx(0.8)
+    assert (summary["memory/reclaims"], summary["memory/reclaim_p99_ms"]) == (1.0, 3.0)
+    assert metrics(lent)["memory/reclaim_p99_ms"] is None
+
+
 def test_predictions_are_judged_without_windows_and_after_they_have_settled():
     poor = [STEP._replace(predicted_ms=5.0, bound_ms=6.0)] * SETTLED_STEPS
     good = [STEP._replace(gap_ms=40.0 + 15.0, window_ms=15.0, predicted_ms=32.0, bound_ms=48.0)] * 30
@@ -43,7 +52,7 @@ def test_predictions_are_judged_without_windows_and_after_they_have_settled():
 
 def test_nothing_happened():
     summary = metrics(duration_s=0.0)
-    counts = {"decode/requests_completed", "decode/requests_failed", "finetune/updates"}
+    counts = {"decode/requests_completed", "decode/requests_failed", "finetune/updates", "memory/reclaims"}
     assert {name: value for name, value in summary.items() if value is not None} == dict.fromkeys(counts, 0.0)
 
 

@@ -72,8 +72,9 @@ def simulated(
     kv_blocks: int = 1000,
     max_num_batched_tokens: int = 64,
     slo_tpot_ms: float | None = 50.0,
+    trains: bool = True,
 ) -> Outcome:
-    """What became of ``requests`` on the small device."""
+    """What became of ``requests`` on the small device; ``trains``: there is something to finetune."""
     on = device(noise, finetune, seed)
     scheduler = BatchScheduler(
         max_num_seqs=max_num_seqs,
@@ -83,6 +84,7 @@ def simulated(
         slo_tpot_ms=slo_tpot_ms,
     )
     clock = UnitClock(on, finetune, np.random.default_rng(seed))
+    clock.state.ready = trains
     controller = Controller(chosen, "chosen")
     engine = SimulatedEngine(on, scheduler, clock, controller)
     for _ in engine.run(requests, duration_s):

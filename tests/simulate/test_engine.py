@@ -13,7 +13,7 @@ from harli.simulate.device import Noise
 from harli.types import Decision, DecodeState, FinetuneState, Share, Slo
 from harli.workload.base import Request
 from policies.base import Policy, PolicyContext
-from tests.simulate.builders import QUIET, SMALL, Outcome, device, policy, simulated
+from tests.simulate.builders import FINETUNE, QUIET, SMALL, Outcome, device, policy, simulated
 
 ALONE, LITTLE, HALF, WHOLE = SMALL.menu.shares
 NOISY = Noise(sigma=0.2, straggler_probability=0.05, drift_per_minute=1.0)
@@ -64,7 +64,9 @@ def check_accounts(requests: list[Request], outcome: Outcome) -> None:
             assert row.gap_ms == pytest.approx(row.window_ms + row.latency_ms)
     assert all(row.window_ms >= 0.0 and row.latency_ms > 0.0 and row.kv_blocks_free >= 0 for row in steps)
     assert all(row.decode_units + row.finetune_units <= 4 and row.decode_units > 0 for row in steps)
-    assert sum(row.finetune_tokens for row in steps) <= outcome.finetune.tokens_done + 1e-6
+    committed, done_tokens = sum(row.tokens for row in outcome.updates), outcome.finetune.tokens_done
+    assert -1e-6 <= done_tokens - committed <= FINETUNE.microbatch_tokens * FINETUNE.accumulation + 1e-6
+    assert sum(row.finetune_tokens for row in steps) <= done_tokens + 1e-6
     assert all(earlier.time_s < later.time_s for earlier, later in pairwise(outcome.updates))
     if not scheduler.preemptions:  # Little's law, exactly: request-seconds by steps and by requests
         by_steps = sum(row.batch * (row.window_ms + row.latency_ms) for row in steps)
@@ -112,6 +114,26 @@ def test_without_finetuning_it_is_decode_alone() -> None:
     assert all(row.finetune_units == row.window_ms == 0 for row in outcome.steps)
     stopped = simulated([Request(0.0, 100, 11)], Fixed(Decision(ALONE), ALONE))
     assert stopped.requests == outcome.requests
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("qos", {"background": False}),
+        ("stepwise", {}),
+        ("timeslice", {}),
+        ("reactive", {}),
+        ("static", {"work_conserving": True}),
+    ],
+)
+def test_with_nothing_to_train_every_policy_is_decode_alone_step_by_step(name: str, params: dict[str, bool]) -> None:
+    requests = [Request(0.11 * index, 60, 1 + 7 * index % 40) for index in range(30)]
+    alone = simulated(requests, policy("separate"), noise=NOISY, trains=False)
+    other = simulated(requests, policy(name, **params), noise=NOISY, trains=False)
+    assert not other.controller.failure
+    assert repr(other.steps) == repr(alone.steps)  # NaN equals itself there
+    assert other.requests == alone.requests
+    assert other.finetune.tokens_done == 0.0
 
 
 def test_a_split_costs_and_yields_what_the_predictor_says() -> None:

@@ -48,6 +48,17 @@ def test_batch_is_a_mean_over_time_and_zero_while_idle(tmp_path):
     assert equal(bins_of(tmp_path, steps).batch, [2, 2, 0.5 * 2 + 0.5 * 4, 0, 0, 0, 0, 8, 8, 0])
 
 
+def test_the_kv_cache_is_a_mean_over_the_busy_time(tmp_path):
+    step = STEP._replace(kv_blocks_total=100, latency_ms=1000.0, gap_ms=NAN)
+    steps = [
+        step._replace(time_s=1.0, kv_blocks_free=20, kv_blocks_lent=70),
+        step._replace(time_s=3.5, kv_blocks_free=10, kv_blocks_lent=30),
+    ]
+    run = bins_of(tmp_path, steps)
+    assert equal(run.kv_lent, [NAN, 0.7, NAN, 0.3, 0.3, *[NAN] * 5])
+    assert equal(run.kv_used, [NAN, 0.1, NAN, 0.6, 0.6, *[NAN] * 5])
+
+
 def test_finetune_share_is_of_the_busy_time_and_counts_windows(tmp_path):
     steps = [
         STEP._replace(time_s=1.0, decode_units=3, finetune_units=1, latency_ms=1000.0, gap_ms=NAN),

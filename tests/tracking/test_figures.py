@@ -21,13 +21,14 @@ def test_panels_share_time_and_are_labelled(record):
     assert labels == [
         "batch (requests)",
         "ITL (ms)",
+        "KV cache (decoding)",
         "finetune share while decoding",
         "finetune (tokens/s)",
         "loss",
     ]
     assert figure.axes[-1].get_xlabel() == "time (s)"
     assert all(axes.get_xlim() == pytest.approx((0.0, 20.0)) for axes in figure.axes)
-    assert (figure.get_size_inches() * figure.dpi).tolist() == [1080, 840]
+    assert (figure.get_size_inches() * figure.dpi).tolist() == [1080, 960]
 
 
 def test_title_and_slo(tmp_path, record):
@@ -39,7 +40,7 @@ def test_title_and_slo(tmp_path, record):
 
 
 def test_the_panels_show_the_run(record):
-    batch, itl, _, rate, loss = timeline(record).axes
+    batch, itl, cache, _, rate, loss = timeline(record).axes
     time_s, requests = batch.lines[0].get_data()
     assert set(requests[(time_s > 8.2) & (time_s < 11.8)]) == {0.0}
     assert np.nanmin(requests[time_s < 7.8]) > 0.0
@@ -47,6 +48,8 @@ def test_the_panels_show_the_run(record):
     assert (p99[np.isfinite(p99)] >= median[np.isfinite(p99)]).all()
     assert rate.lines[0].get_ydata().mean() == pytest.approx(record.info.summary["finetune/tokens_per_s"])
     assert loss.lines[0].get_ydata()[[0, -1]] == pytest.approx([5.0, 4.1])
+    used, lent = (area.get_paths()[0].vertices for area in cache.collections)
+    assert (used[:, 1].max(), lent[:, 1].max()) == pytest.approx((0.5, 0.7))  # stacked: the second is the sum
 
 
 def test_an_empty_record_can_be_drawn(tmp_path):

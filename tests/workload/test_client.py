@@ -127,7 +127,6 @@ def test_several_tokens_at_once_have_one_gap() -> None:
     assert times.count == 6
     assert times.ttft_ms == pytest.approx(500.0)
     assert times.itl_ms == pytest.approx([0.0, 250.0, 0.0, 0.0, 250.0])
-    assert times.tpot_ms == pytest.approx(100.0)
 
 
 def test_deltas_of_several_tokens_are_counted() -> None:

@@ -48,10 +48,17 @@ def test_without_arguments_every_request_stays() -> None:
     assert fit(arrivals, 16) == arrivals
 
 
-@pytest.mark.parametrize("rate_scale", [0.0, -1.0, math.nan, math.inf])
-def test_an_impossible_rate_scale_is_refused(rate_scale: float) -> None:
-    with pytest.raises(HarliError, match="rate scale"):
-        fit(workload(Request(0.0, 8, 8)), 100, rate_scale=rate_scale)
+def test_length_scale_moves_both_lengths_and_leaves_a_token() -> None:
+    fitted = fit(workload(Request(0.0, 400, 200), Request(1.0, 3, 1)), 1000, length_scale=0.25)
+    assert [request[1:3] for request in fitted.requests] == [(100, 50), (1, 1)]
+    assert not any(request.clipped for request in fitted.requests[:1])
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["rate", "length"])
+def test_an_impossible_scale_is_refused(name: str, scale: float) -> None:
+    with pytest.raises(HarliError, match=f"{name} scale"):
+        fit(workload(Request(0.0, 8, 8)), 100, **{f"{name}_scale": scale})
 
 
 @pytest.mark.parametrize("duration_s", [0.0, -1.0, math.nan])

@@ -1,0 +1,1 @@
+"""The server: vLLM's OpenAI API, fine-tuning jobs that run inside its decode, and their adapters served."""

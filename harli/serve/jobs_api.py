@@ -1,0 +1,111 @@
+"""``/v1/fine_tuning/jobs``, after OpenAI's API."""
+
+from __future__ import annotations
+
+import secrets
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Query
+
+from harli.finetune import checkpoint
+from harli.finetune.trainer import CHECKPOINTS
+from harli.serve.http import bad_request, page
+from harli.serve.jobs import Job, JobRequest, Status
+from harli.serve.store import Store
+from harli.types import HarliError
+
+MAX_UNFINISHED = 100
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+def jobs_router(store: Store, jobs_folder: Path, base_model: str, max_rank: int) -> APIRouter:
+    """``base_model``: the only one that can be fine-tuned. ``max_rank``: the highest that the engine serves."""
+    router = APIRouter(prefix="/v1/fine_tuning/jobs")
+
+    def known(id_: str) -> Job:
+        try:
+            return store.job(id_)
+        except KeyError:
+            raise HTTPException(HTTPStatus.NOT_FOUND, f"no job {id_!r}") from None
+
+    def moved(id_: str, status: Status) -> dict[str, Any]:
+        known(id_)
+        with bad_request():
+            store.move(id_, status)
+        return known(id_).describe()
+
+    def check(request: JobRequest) -> None:
+        """Raises HarliError for what can be told without reading the data."""
+        if request.model != base_model:
+            raise HarliError(f"model {request.model!r} is not the one that is served, {base_model!r}")
+        if (request.harli.lora_rank or 0) > max_rank:
+            raise HarliError(f"lora_rank is above {max_rank}; start the server with a higher --max-lora-rank")
+        for id_ in filter(None, (request.training_file, request.validation_file)):
+            if store.file(id_) is None:
+                raise HarliError(f"no file {id_!r}")
+        if store.count_unfinished() >= MAX_UNFINISHED:
+            raise HarliError(f"{MAX_UNFINISHED} jobs are waiting already")
+
+    @router.post("")
+    async def create(request: JobRequest) -> dict[str, Any]:
+        with bad_request():
+            check(request)
+        return store.add_job(f"ftjob-{secrets.token_hex(12)}", request).describe()
+
+    @router.get("")
+    async def list_jobs(after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+        return page(store.jobs(after, limit + 1), limit)
+
+    @router.get("/{id_}")
+    async def retrieve(id_: str) -> dict[str, Any]:
+        return known(id_).describe()
+
+    @router.get("/{id_}/events")
+    async def events(id_: str, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+        with bad_request():
+            return page(store.events(known(id_).id, after, limit + 1), limit)
+
+    @router.get("/{id_}/checkpoints")
+    async def checkpoints(id_: str, after: str | None = None, limit: Limit = 10) -> dict[str, Any]:
+        saved = [_Checkpoint(id_, path) for path in checkpoint.complete(jobs_folder / known(id_).id / CHECKPOINTS)]
+        newest_first = [one for one in reversed(saved) if after is None or one.id < after]
+        return page(newest_first, limit)
+
+    @router.post("/{id_}/cancel")
+    async def cancel(id_: str) -> dict[str, Any]:
+        return moved(id_, Status.CANCELLED)
+
+    @router.post("/{id_}/pause")
+    async def pause(id_: str) -> dict[str, Any]:
+        return moved(id_, Status.PAUSED)
+
+    @router.post("/{id_}/resume")
+    async def resume(id_: str) -> dict[str, Any]:
+        if known(id_).status is not Status.PAUSED:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, f"job {id_} is {known(id_).status}, not paused")
+        return moved(id_, Status.QUEUED)
+
+    return router
+
+
+class _Checkpoint:
+    """One from which the job would go on; it is not served."""
+
+    def __init__(self, job: str, path: Path) -> None:
+        self.id = f"ftckpt-{job.removeprefix('ftjob-')}-{path.name.removeprefix(checkpoint.PREFIX)}"
+        self._job = job
+        self._path = path
+
+    def describe(self) -> dict[str, Any]:
+        step = int(self._path.name.removeprefix(checkpoint.PREFIX))
+        return {
+            "id": self.id,
+            "object": "fine_tuning.job.checkpoint",
+            "created_at": int(self._path.stat().st_mtime),
+            "fine_tuned_model_checkpoint": self._path.name,
+            "fine_tuning_job_id": self._job,
+            "metrics": {"step": step},
+            "step_number": step,
+        }

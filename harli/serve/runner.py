@@ -1,0 +1,187 @@
+"""Runs the jobs of the store in the engine, one at a time, in turns.
+
+A turn ends when the job does, when it is paused or cancelled, when a job of higher priority waits, or
+when others of the same priority wait and the turn's time is over. What a turn has learned is in the
+job's checkpoint, from which its next turn goes on exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from harli import crashes
+from harli.finetune.trainer import ADAPTER
+from harli.serve.adapters import Adapters, model_name
+from harli.serve.files import FileFolder
+from harli.serve.jobs import NEXT, Job, JobError, Status
+from harli.serve.planning import Planner
+from harli.serve.store import Store
+from harli.serve.turn import POLL_S, Turn
+from harli.types import HarliError, UpdateRecord
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+LOG = logging.getLogger(__name__)
+RETRY_S = 5.0
+
+
+class JobRunner:
+    """Two tasks that follow the store: one validates new jobs, one trains queued ones."""
+
+    def __init__(
+        self,
+        engine: AsyncLLM,
+        store: Store,
+        files: FileFolder,
+        planner: Planner,
+        adapters: Adapters,
+        folder: Path,
+        turn_s: float,
+        on_updates: Callable[[Sequence[UpdateRecord]], None],
+    ) -> None:
+        """``folder``: gets a folder for each job, with its data, checkpoints and adapter.
+
+        ``turn_s``: a turn's length while jobs of the same priority wait. ``on_updates``: told of committed updates.
+        """
+        self._engine = engine
+        self._store = store
+        self._files = files
+        self._planner = planner
+        self._adapters = adapters
+        self._folder = folder
+        self._turn_s = turn_s
+        self._on_updates = on_updates
+        self._tasks: list[asyncio.Task[None]] = []
+        self.stopping = False
+
+    async def start(self) -> None:
+        """Serve the adapters of finished jobs again, and go on with the others."""
+        for job in self._store.jobs_in(Status.RUNNING):
+            self._store.move(job.id, Status.QUEUED)
+        for job in self._store.jobs_in(Status.SUCCEEDED):
+            if job.model:
+                await self._serve_again(job.id, job.model)
+        self._tasks = [asyncio.create_task(self._forever(step)) for step in (self._validate_next, self._train_next)]
+
+    async def stop(self) -> None:
+        """End after the running unit; the job that runs is saved, and queued again."""
+        self.stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Whatever goes wrong in a step, requests are served on."""
+        while True:
+            try:
+                await step()
+                await asyncio.sleep(POLL_S)
+            except EngineDeadError:
+                return  # vLLM's server ends now
+            except Exception:
+                LOG.exception("jobs go on in %.0f s", RETRY_S)
+                await asyncio.sleep(RETRY_S)
+
+    async def _validate_next(self) -> None:
+        for job in self._store.jobs_in(Status.VALIDATING)[:1]:
+            request = job.request
+            try:
+                training = self._files.path(request.training_file)
+                validation = self._files.path(request.validation_file) if request.validation_file else None
+                settings = await asyncio.to_thread(
+                    self._planner.plan, request, training, validation, self._folder / job.id
+                )
+            except (HarliError, OSError) as error:
+                self._fail(job, "invalid_file", str(error), "training_file")
+                continue
+            if self._store.job(job.id).status is Status.VALIDATING:
+                self._store.set_settings(job.id, settings)
+                self._store.move(job.id, Status.QUEUED)
+
+    async def _train_next(self) -> None:
+        job = self._store.next_job()
+        if job is None:
+            return
+        if crashes.quarantined(job.id):
+            self._fail(job, "quarantined", "the engine process died twice while the job was running")
+            return
+        self._store.take_turn(job.id)
+        try:
+            turn = Turn(self._engine, self._store, job, self._folder / job.id, self._on_updates)
+            status = await turn.run(self._until(job))
+            if status is not None and self._store.job(job.id).status is Status.RUNNING:
+                await self._conclude(job, status)
+        except HarliError as error:
+            self._fail(job, "not_started", str(error))
+        except EngineDeadError:
+            if not self.stopping:
+                crashes.note(job.id)
+            raise
+        finally:
+            after = self._store.job(job.id).status
+            if after is Status.RUNNING:
+                self._store.move(job.id, Status.QUEUED)
+            elif after is Status.CANCELLED:
+                shutil.rmtree(self._folder / job.id, ignore_errors=True)
+
+    def _until(self, job: Job) -> Callable[[], bool]:
+        """Whether the turn of ``job`` is over; it begins with the first call. Equals get an update or more."""
+        end, priority = math.inf, job.request.harli.priority
+
+        def over() -> bool:
+            nonlocal end
+            now = time.monotonic()
+            end = min(end, now + self._turn_s)
+            present = self._store.job(job.id)
+            if present.status is not Status.RUNNING:
+                return True
+            other = self._store.next_job()
+            if other is None or other.request.harli.priority < priority:
+                return False
+            return other.request.harli.priority > priority or (now > end and present.updates_done > job.updates_done)
+
+        return over
+
+    async def _conclude(self, job: Job, status: dict[str, Any]) -> None:
+        """The job has ended by itself: serve its adapter if that is good for anything."""
+        crashes.forget(job.id)
+        if not (status["complete"] and status["saved"]):
+            self._fail(job, "training_failed", status["finetune_failure"] or "training ended early")
+            return
+        base, adapter = status["held_out"]
+        losses = f"held-out loss {adapter:.4f} with the adapter, {base:.4f} without"
+        self._store.add_event(job.id, losses, data={"full_valid_loss": adapter, "base_valid_loss": base})
+        if not adapter < base:
+            self._fail(job, "held_out_loss", f"{losses}: the adapter is kept and not served")
+            return
+        name = model_name(job)
+        try:
+            await self._adapters.load(name, self._folder / job.id / ADAPTER)
+        except HarliError as error:
+            self._fail(job, "adapter_not_served", str(error))
+            return
+        if self._store.job(job.id).status is Status.RUNNING:
+            self._store.move(job.id, Status.SUCCEEDED, model=name)
+        else:  # cancelled or paused while it was loaded
+            await self._adapters.unload(name)
+
+    async def _serve_again(self, id_: str, name: str) -> None:
+        try:
+            await self._adapters.load(name, self._folder / id_ / ADAPTER)
+        except HarliError as error:
+            LOG.warning("%s is not served: %s", name, error)
+
+    def _fail(self, job: Job, code: str, message: str, param: str | None = None) -> None:
+        """Unless it was paused or cancelled meanwhile."""
+        if Status.FAILED in NEXT[self._store.job(job.id).status]:
+            self._store.move(job.id, Status.FAILED, JobError(code=code, message=message, param=param))

@@ -1,0 +1,72 @@
+"""How finetuning's units fill the time that they are given: what a window holds, what a unit still takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harli.types import UnitTime
+
+Floats = NDArray[np.float64]
+
+SMALL = 0.1
+"""Units shorter than this part of the longest fit into whatever the others leave."""
+
+
+class UnitTimes:
+    """The units of one finetune shape, as a profile measured them.
+
+    A window starts every unit that is expected to fit and ends when the next one does not, so it takes as long as the
+    units in it. One of ``w`` ms holds ``floor(w / t)`` units of a kind that takes ``t``; the windows that a whole pass
+    needs, kind by kind, give the mean.
+    """
+
+    def __init__(self, times: Sequence[UnitTime], units: int, shape: tuple[int, int]) -> None:
+        """What units of ``shape``, tokens of a micro-batch and kept layers, take on a device of ``units``.
+
+        A shape that is not among the ``times`` is scaled from the nearest. Without any times a window holds nothing.
+        """
+        self.shape = shape
+        microbatch_tokens, kept_layers = max(shape[0], 1), shape[1]
+        shapes = {(time.microbatch_tokens, time.kept_layers) for time in times}
+        nearest = min(
+            shapes,
+            key=lambda shape: (abs(math.log(shape[0] / microbatch_tokens)), abs(shape[1] - kept_layers), shape),
+            default=(1, 0),
+        )
+        scale = microbatch_tokens / nearest[0]
+        self._passes: dict[int, list[tuple[float, float]]] = {}
+        for time in times:
+            if (time.microbatch_tokens, time.kept_layers) == nearest:
+                self._passes.setdefault(time.units, []).append((scale * time.mean_ms, time.per_pass))
+        whole = self._passes.get(units, [])
+        self.longest_ms = max((length for length, _ in whole), default=math.inf)
+        """The longest unit on the whole device: finetuning does not get past it in a shorter window."""
+        self._pass_ms = sum(length * count for length, count in whole)
+        self._large = [pair for pair in whole if pair[0] > SMALL * self.longest_ms]
+
+    def in_window_ms(self, window_ms: float) -> float:
+        """Mean time of the units that a window of this length holds; the rest of it is not spent."""
+        if window_ms < self.longest_ms:
+            return 0.0
+        needed = 0.0
+        for length, count in self._large:
+            needed += count / (window_ms // length)
+        return min(self._pass_ms / needed, window_ms)
+
+    def in_windows_ms(self, window_ms: Floats) -> Floats:
+        """The same for an array."""
+        enough = window_ms >= self.longest_ms
+        needed = np.full(window_ms.shape, 1e-9)
+        for length, count in self._large:
+            needed += count / np.maximum(window_ms // length, 1.0)
+        return np.where(enough, np.minimum(self._pass_ms / needed, window_ms), 0.0)
+
+    def rest_ms(self, units: int) -> float:
+        """Mean rest of the unit that a moment finds running on ``units`` compute units; 0 where none was measured."""
+        own = self._passes.get(units, [])
+        total = sum(length * count for length, count in own)
+        return sum(length * length * count for length, count in own) / (2.0 * total) if total else 0.0
