@@ -75,7 +75,7 @@ def main(
     conversation: Annotated[Path, typer.Argument(help="azure_llm_2023_conv.csv")],
     code: Annotated[Path, typer.Argument(help="azure_llm_2023_code.csv")],
     only: Annotated[str, typer.Option(help="Only cells whose name has this in it, such as conversation-6/40ms.")] = "",
-    duration: Annotated[float, typer.Option(help="Simulated seconds of each run, at most.")] = 300.0,
+    duration: Annotated[float, typer.Option(help="Simulated seconds of each run, at most.")] = 120.0,
     seed: Annotated[int, typer.Option()] = 0,
     jobs: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
     folder: Annotated[Path, typer.Option(help="Where records are kept, for going on.")] = Path("comparisons/h200"),

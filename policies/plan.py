@@ -77,8 +77,9 @@ def make_plan(predictor: Predictor, slo: Slo, load: Load, finetune: FinetuneStat
 
     units = predictor.units(finetune)
     rest_ms = np.array([units.rest_ms(share.finetune) for share in predictor.menu.shares[:-1]])[:, None]
+    split = np.arange(len(rest_ms))[:, None] > 0
     window = (room - costs.window_overhead_ms)[:, :, None] * np.array(ROOM_USED)
-    used_ms = np.where(fits[:, :, None], units.in_windows_ms(window - rest_ms), 0.0)
+    used_ms = np.where(fits[:, :, None], units.in_windows_ms(window - rest_ms, split), 0.0)
     opened = used_ms > 0.0
     allowed = opened.copy()
     allowed[:, :, 0] = fits

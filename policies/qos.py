@@ -107,7 +107,7 @@ class Qos(Policy):
             if decode_units[share] > decode_units[last]:
                 worth -= price * self._switch_ms
             if gain > 0.0:
-                used_ms = units.in_window_ms(room - overhead_ms - held_ms)
+                used_ms = units.in_window_ms(room - overhead_ms - held_ms, split=share > 0)
                 if before + gain * used_ms > 0.0 < used_ms:
                     worth, window = worth + before + gain * used_ms, room - overhead_ms
             if worth > most:

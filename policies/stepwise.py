@@ -38,7 +38,7 @@ class Stepwise(Policy):
             if room < 0.0:
                 continue
             rest = room - costs.window_overhead_ms
-            used = units.in_window_ms(rest - held_ms)
+            used = units.in_window_ms(rest - held_ms, split=decision.share.finetune > 0)
             tokens = rate * gap + alone_per_s * max(0.0, used - costs.window_dead_ms)
             if tokens > most:
                 most, best, window = tokens, decision, rest if used else 0.0

@@ -42,28 +42,44 @@ class UnitTimes:
         for time in times:
             if (time.microbatch_tokens, time.kept_layers) == nearest:
                 self._passes.setdefault(time.units, []).append((scale * time.mean_ms, time.per_pass))
-        whole = self._passes.get(units, [])
-        self.longest_ms = max((length for length, _ in whole), default=math.inf)
-        """The longest unit on the whole device: finetuning does not get past it in a shorter window."""
-        self._pass_ms = sum(length * count for length, count in whole)
+        whole = sorted(self._passes.get(units, []))
+        pass_ms = sum(length * count for length, count in whole)
+        self.longest_ms = whole[-1][0] if whole else math.inf
+        """The longest unit on the whole device: where windows are all that finetuning has, it needs this."""
+        self.most_ms = self.longest_ms
+        """A window that holds most units, long ones of small weight apart: beside a split those run there."""
+        longer_ms = 0.0
+        for length, count in reversed(whole):
+            self.most_ms = length
+            longer_ms += length * count
+            if longer_ms > SMALL * pass_ms:
+                break
         self._large = [pair for pair in whole if pair[0] > SMALL * self.longest_ms]
+        self._small_ms = pass_ms - sum(length * count for length, count in self._large)
 
-    def in_window_ms(self, window_ms: float) -> float:
-        """Mean time of the units that a window of this length holds; the rest of it is not spent."""
-        if window_ms < self.longest_ms:
+    def in_window_ms(self, window_ms: float, *, split: bool = False) -> float:
+        """Mean time of the units that a window of this length holds; the rest of it is not spent.
+
+        ``split``: finetuning has a part of the device after the window, too.
+        """
+        if window_ms < (self.most_ms if split else self.longest_ms):
             return 0.0
-        needed = 0.0
+        needed, held_ms = 1e-9, self._small_ms
         for length, count in self._large:
-            needed += count / (window_ms // length)
-        return min(self._pass_ms / needed, window_ms)
+            if length <= window_ms:
+                needed += count / (window_ms // length)
+                held_ms += length * count
+        return min(held_ms / needed, window_ms)
 
-    def in_windows_ms(self, window_ms: Floats) -> Floats:
-        """The same for an array."""
-        enough = window_ms >= self.longest_ms
-        needed = np.full(window_ms.shape, 1e-9)
+    def in_windows_ms(self, window_ms: Floats, split: NDArray[np.bool_]) -> Floats:
+        """The same for arrays that broadcast."""
+        needed, held_ms = np.full(window_ms.shape, 1e-9), np.full(window_ms.shape, self._small_ms)
         for length, count in self._large:
-            needed += count / np.maximum(window_ms // length, 1.0)
-        return np.where(enough, np.minimum(self._pass_ms / needed, window_ms), 0.0)
+            fits = length <= window_ms
+            needed += np.where(fits, count / np.maximum(window_ms // length, 1.0), 0.0)
+            held_ms += np.where(fits, length * count, 0.0)
+        enough = window_ms >= np.where(split, self.most_ms, self.longest_ms)
+        return np.where(enough, np.minimum(held_ms / needed, window_ms), 0.0)
 
     def rest_ms(self, units: int) -> float:
         """Mean rest of the unit that a moment finds running on ``units`` compute units; 0 where none was measured."""

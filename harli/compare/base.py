@@ -61,6 +61,21 @@ class Comparison(ABC):
     def device(self) -> dict[str, Any]:
         """What the runs are done on, as their records describe it."""
 
+    @abstractmethod
+    def data_sha256(self, entrant: Entrant) -> str:
+        """Of the data that an entrant's predictor was trained on; empty without a predictor or data."""
+
+    def check_predictors(self) -> None:
+        """Raises HarliError unless each entrant would go on with the predictor that it began with."""
+        for planned in self.before.planned() if self.before else ():
+            info = self.before.run_info(planned) if self.before else None
+            used = info.predictor.data_sha256 if info and info.predictor else ""
+            if info and used != self.data_sha256(planned.entrant):
+                raise HarliError(
+                    f"{planned} ran with another predictor than {self.settings.predictor} is now; "
+                    "promote that one again (harli predictors), or begin a new comparison"
+                )
+
     def prepare(self, folder: Path) -> None:
         """Create ``folder`` and describe the comparison in it, unless one is gone on with."""
         if self.before is None:

@@ -50,6 +50,10 @@ class ComparisonFolder:
             self._complete.add(planned.folder)
         return planned.folder in self._complete
 
+    def run_info(self, planned: PlannedRun) -> RunInfo | None:
+        """What its record says of a run; None unless it is complete. Raises HarliError when that is damaged."""
+        return read_info(self.folder / planned.folder / RUN_FILE, RunInfo) if self.complete(planned) else None
+
     def record(self, planned: PlannedRun) -> Record | None:
         """None unless the run is complete. Raises HarliError when its record is damaged."""
         return read_record(self.folder / planned.folder) if self.complete(planned) else None

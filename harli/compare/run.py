@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harli import crashes
 from harli.compare.base import Comparison, OnProgress, Progress
-from harli.compare.cell import SEPARATE
+from harli.compare.cell import SEPARATE, Entrant
 from harli.compare.plan import PRUNING, PlannedRun, expected_s, planned_runs
 from harli.compare.results import ComparisonFolder
 from harli.compare.settings import ComparisonSettings
@@ -55,11 +55,14 @@ class EngineComparison(Comparison):
         self.predictors = {
             entrant: choose(self.run_settings(PlannedRun(1, entrant)), trial) for entrant in self.entrants()
         }
-        if self.before is not None:
-            self._check_predictors(self.before)
+        self.check_predictors()
 
     def device(self) -> dict[str, Any]:
         return device.describe()
+
+    def data_sha256(self, entrant: Entrant) -> str:
+        info = self.predictors[entrant].info
+        return info.data_sha256 if info else ""
 
     async def execute(self, folder: Path, on_start: Callable[[list[str]], None], on_progress: OnProgress) -> None:
         """Run whatever is not complete in ``folder``, which is created unless it is gone on with.
@@ -78,17 +81,6 @@ class EngineComparison(Comparison):
             async with launched(self.settings.run.engine, folder / ENGINE_LOG) as engine:
                 on_start(warnings(folder / ENGINE_LOG))
                 await Sitting(self, folder, data, on_progress).run(engine)
-
-    def _check_predictors(self, before: ComparisonFolder) -> None:
-        """Raises HarliError unless each entrant would go on with the predictor that it began with."""
-        for planned in before.planned():
-            record = before.record(planned)
-            used, chosen = record and record.info.predictor, self.predictors[planned.entrant].info
-            if record and (used and used.data_sha256) != (chosen and chosen.data_sha256):
-                raise HarliError(
-                    f"{planned} ran with another predictor than {self.settings.run.predictor} is now; "
-                    "promote that one again (harli predictors), or begin a new comparison"
-                )
 
 
 class Sitting:

@@ -72,6 +72,11 @@ class ComparisonSettings(Settings):
         return self
 
     @property
+    def predictor(self) -> str:
+        """The name of the predictor that is used."""
+        return self.simulation.device if self.simulation else self.run.predictor
+
+    @property
     def pruning_s(self) -> float:
         """How long the runs of that pass are."""
         duration_s = self.run.workload.duration_s

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from harli.compare.base import Comparison, OnProgress, Progress
-from harli.compare.cell import SEPARATE
+from harli.compare.cell import SEPARATE, Entrant
 from harli.compare.plan import PRUNING, PlannedRun, expected_s, planned_batches
 from harli.compare.results import ComparisonFolder
 from harli.compare.settings import ComparisonSettings
@@ -25,11 +25,7 @@ class SimulatedComparison(Comparison):
     """Policies on a simulated device. Every round has noise and request lengths of its own, the same for everyone."""
 
     def __init__(self, settings: ComparisonSettings, resume: Path | None = None) -> None:
-        """``settings`` say what to simulate.
-
-        A resumed comparison goes on with the predictor that its device's name stands for now. Raises HarliError for
-        whatever the user can mend.
-        """
+        """``settings`` say what to simulate. Raises HarliError for whatever the user can mend."""
         assert settings.simulation is not None
         self._simulation = settings.simulation
         self.predictor = predictor_folder(self._simulation.device)
@@ -38,6 +34,8 @@ class SimulatedComparison(Comparison):
             self._simulation.device, self.predictor, run.finetune, self._simulation.noise, run.workload.seed
         )
         super().__init__(settings, device.menu, resume)
+        self._data_sha256 = device.data_sha256
+        self.check_predictors()
         self._workloads: dict[int, Workload] = {}
         self.workload = self.round_workload(1)
         if any(len(group) > 1 for group in self.variants):
@@ -50,6 +48,9 @@ class SimulatedComparison(Comparison):
 
     def device(self) -> dict[str, Any]:
         return {"kind": "simulated", "name": self._simulation.device}
+
+    def data_sha256(self, entrant: Entrant) -> str:
+        return self._data_sha256
 
     def run_settings(self, planned: PlannedRun) -> SimulationSettings:
         run = super().run_settings(planned)

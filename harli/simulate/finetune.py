@@ -86,10 +86,6 @@ class UnitClock:
         """How long the unit that runs still takes; 0 when none does."""
         return max(0.0, self._held_until_s - now_s) * 1e3 if self.held else 0.0
 
-    def left_ms(self, now_s: float) -> float:
-        """How long the unit that runs takes from ``now_s`` on; 0 when none does."""
-        return (self._held_until_s - now_s) * 1e3 if self.held else 0.0
-
     def wait(self) -> float:
         """Let the unit that runs end; when it does."""
         self._complete(self._next, self._next + 1, self._held_until_s, 0.0, self._ends_s[self.held])

@@ -133,10 +133,8 @@ class Oracle(Policy):
         foresight, budget = self._foresight, budget_ms(self.context.slo, decode)
         forecast, whole = foresight.forecast(decode, finetune), foresight.finetune_alone_tokens_per_s
         rates, price = forecast.finetune_tokens_per_s, self._price * self._delay_cost(decode, finetune)
-        # A unit may outlast its step and hold its compute units in the next one.
-        lasting = [
-            not index or bound <= budget for index, bound in enumerate(foresight.next_bounds_ms(decode, finetune))
-        ]
+        next_ms = foresight.next_bounds_ms(decode, finetune)
+        lasting = [not (self._careful and index and bound > budget) for index, bound in enumerate(next_ms)]
         most, best = -math.inf, alone
         for decision, rate, gap_ms, fits in zip(self._decisions, rates, forecast.gap_ms, lasting, strict=True):
             worth = (rate - price) * gap_ms - LATE * max(0.0, gap_ms - budget)

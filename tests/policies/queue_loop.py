@@ -87,7 +87,7 @@ def serve(
         tokens += forecast.finetune_tokens_per_s[index] * gap_ms / 1e3
         window_ms = decision.exclusive_ms
         if window_ms:
-            window_ms = predictor.units(finetune).in_window_ms(window_ms)
+            window_ms = predictor.units(finetune).in_window_ms(window_ms, split=index > 0)
             tokens += alone_per_s * max(0.0, window_ms - costs.window_dead_ms) / 1e3
             window_ms += costs.window_overhead_ms
         elif decision.share.decode > last_units:

@@ -94,7 +94,7 @@ def test_stepwise_takes_the_most_tokens_that_fit(itl_ms: float, batch: int) -> N
         if gap <= itl_ms:
             options.append((rate * gap, Decision(share)))
             window = itl_ms - gap - costs.window_overhead_ms
-            used = predictor.units(READY).in_window_ms(window)
+            used = predictor.units(READY).in_window_ms(window, split=index > 0)
             if used:
                 more = predictor.finetune_alone_tokens_per_s * max(0.0, used - costs.window_dead_ms)
                 options.append((rate * gap + more, Decision(share, window)))

@@ -20,6 +20,8 @@ TIMES = (
     UnitTime("backward", 1, 256, 0, 6.0, 54.0, 60.0),
 )
 UNITS = UnitTimes(TIMES, 2, (256, 0))
+UNEVEN = UnitTimes((*TIMES, UnitTime("loss", 2, 256, 0, 0.5, 40.0, 41.0)), 2, (256, 0))
+"""With a unit that is long and rare."""
 
 
 def packed_ms(window_ms: float, passes: int = 200) -> float:
@@ -47,9 +49,17 @@ def test_a_window_shorter_than_the_longest_unit_holds_nothing() -> None:
 
 @given(st.lists(st.floats(-100.0, 2000.0), min_size=1, max_size=20))
 def test_an_array_is_the_same_as_one_by_one(windows_ms: list[float]) -> None:
-    found = UNITS.in_windows_ms(np.array(windows_ms))
-    assert found == pytest.approx([UNITS.in_window_ms(window) for window in windows_ms])
-    assert (found <= np.maximum(windows_ms, 0.0)).all()
+    for split in (False, True):
+        found = UNEVEN.in_windows_ms(np.array(windows_ms), np.array(split))
+        assert found == pytest.approx([UNEVEN.in_window_ms(window, split=split) for window in windows_ms])
+        assert (found <= np.maximum(windows_ms, 0.0)).all()
+
+
+def test_beside_a_split_a_rare_long_unit_does_not_need_a_window() -> None:
+    assert (UNEVEN.longest_ms, UNEVEN.most_ms) == (40.0, 30.0)
+    assert UNEVEN.in_window_ms(35.0) == 0.0
+    assert UNEVEN.in_window_ms(35.0, split=True) == pytest.approx(UNITS.in_window_ms(35.0))
+    assert UNEVEN.in_window_ms(29.0, split=True) == 0.0
 
 
 def test_longer_micro_batches_are_scaled_from_the_nearest() -> None:
@@ -65,4 +75,4 @@ def test_without_times_a_window_holds_nothing() -> None:
     nothing = UnitTimes((), 2, (256, 0))
     assert nothing.longest_ms == math.inf
     assert nothing.in_window_ms(1e6) == 0.0
-    assert nothing.in_windows_ms(np.array([1e6])) == 0.0
+    assert nothing.in_windows_ms(np.array([1e6]), np.array(False)) == 0.0

@@ -26,15 +26,16 @@ finetune: {microbatch_tokens: 64, learning_rate: 0.005, warmup_updates: 0, check
 class Server:
     """``harli serve`` on a port of its own choice. With one place for adapters, mixed steps are put to the test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *flags: str) -> None:
         self.folder = folder
+        self.flags = flags
         self.state = folder / "state"
         (folder / "serve.yaml").write_text(SETTINGS)
         self.start()
 
     def start(self) -> None:
         command = [sys.executable, "-m", "harli", "serve", "--config", "serve.yaml", "--state", str(self.state)]
-        command += ["--port", "0", "--turn-s", "1", "--max-loras", "1", "--disable-uvicorn-access-log"]
+        command += ["--port", "0", "--turn-s", "1", "--max-loras", "1", "--disable-uvicorn-access-log", *self.flags]
         self._log: IO[str] = (self.folder / "log").open("a")
         self.process = subprocess.Popen(
             command,

@@ -1,0 +1,72 @@
+"""The server's rolling records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harli.config import RunSettings, SloSettings
+from harli.records.reader import read_record
+from harli.serve import recorder as module
+from harli.serve.recorder import Recorder
+from harli.types import HarliError, UpdateRecord
+from predictor.sources import read_run
+from tests.records.builders import STEP
+
+UPDATE = UpdateRecord(update=0, time_s=0.0, loss=3.0, tokens=100, learning_rate=1e-4)
+SETTINGS = RunSettings(policy="static", slo=SloSettings(itl_ms=50.0))
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Recorder:
+    return Recorder(tmp_path / "records", SETTINGS, None)
+
+
+def folders(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "records").iterdir())
+
+
+def test_what_is_written_is_a_run_to_learn_from(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.write([STEP._replace(time_s=100.0 + n) for n in range(3)], [UPDATE._replace(time_s=101.0)])
+    recorder.write([STEP._replace(time_s=103.0)], [])
+    (folder,) = folders(tmp_path)
+    record = read_record(folder)
+    assert record.steps["time_s"].to_pylist() == [0.0, 1.0, 2.0, 3.0]
+    assert record.updates["time_s"].to_pylist() == [1.0]
+    assert (record.info.status, record.info.slo.itl_ms) == ("running", 50.0)
+    assert len(read_run(folder).columns["gap_ms"]) == 4
+
+
+def test_other_settings_have_another_folder(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.write([STEP], [])
+    recorder.change_settings(SETTINGS.model_copy(update={"slo": SloSettings(tpot_ms=9.0)}))
+    recorder.write([STEP], [])
+    before, after = map(read_record, folders(tmp_path))
+    assert (before.info.status, before.info.slo.tpot_ms) == ("finished", None)
+    assert after.info.slo.tpot_ms == 9.0
+
+
+def test_only_so_much_is_kept(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FOLDER_STEPS", 2)
+    monkeypatch.setattr(module, "FOLDERS", 3)
+    for number in range(7):
+        recorder.write([STEP._replace(step=number), STEP._replace(step=number)], [])
+    kept = [read_record(folder) for folder in folders(tmp_path)]
+    assert [record.steps["step"][0].as_py() for record in kept] == [4, 5, 6]
+    assert {record.info.status for record in kept} == {"finished"}
+
+
+def test_a_disk_that_refuses_is_told_and_tried_again(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "records").write_text("in the way")
+    with pytest.raises(HarliError, match="cannot create"):
+        recorder.write([STEP], [])
+    (tmp_path / "records").unlink()
+    recorder.write([STEP, STEP], [])
+    assert len(read_record(folders(tmp_path)[0]).steps) == 2
+
+
+def test_nothing_is_written_while_nothing_happens(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.write([], [])
+    recorder.close()
+    assert not (tmp_path / "records").exists()
