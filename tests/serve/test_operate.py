@@ -95,8 +95,8 @@ def test_finetuning_is_switched_off_and_on_without_losing_the_job(server: Server
 
 def test_metrics_follow_what_is_served_and_trained(server: Server, job: str) -> None:
     put(server, "slo", GENEROUS)
-    names = ("harli_finetune_tokens_total", "harli_finetune_updates_total", "harli_decision_seconds_count")
-    names += ('harli_slo_asked_total{objective="itl"}', 'harli_slo_attained_total{objective="itl"}')
+    names = ["harli_finetune_tokens_total", "harli_finetune_updates_total", "harli_decision_seconds_count"]
+    names += ['harli_slo_asked_total{objective="itl"}', 'harli_slo_attained_total{objective="itl"}']
     before = {name: metric(server, name) for name in names}
     complete_text(server, "tiny", tokens=33)
     until(lambda: metric(server, names[-1]) - before[names[-1]] >= 32)
