@@ -1,4 +1,4 @@
-# make demo: set up, then finetune beside live decode. make test: set up, then run the tests.
+# make demo: set up, then finetune beside live decode. make test: set up, then run the tests; make test-all: all of them.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ else
 export UV_TORCH_BACKEND ?= cpu
 endif
 
-.PHONY: setup demo test lint ui lock
+.PHONY: setup demo test test-all lint ui lock
 
 setup: $(VENV)/.installed
 
@@ -29,6 +29,9 @@ demo: setup
 	$(BIN)/harli run --policy qos --model small --slo-tpot-ms 80 --requests-per-s 0.6 --duration 60
 
 test: setup
+	$(BIN)/pytest -m "not slow"
+
+test-all: setup
 	$(BIN)/pytest
 
 lint: setup

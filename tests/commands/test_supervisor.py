@@ -19,6 +19,8 @@ from harli.finetune.checkpoint import complete
 from harli.records.reader import read_record
 from harli.types import HarliError
 
+pytestmark = pytest.mark.slow
+
 RUN = (
     *("run", "--policy", "static", "--model", "tiny", "--requests-per-s", "3", "--duration", "25"),
     *("--max-model-len", "256", "--kv-cache-gib", "0.5", "--microbatch-tokens", "64", "--checkpoint-every", "2"),

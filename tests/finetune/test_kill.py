@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def losses(path: Path) -> dict[int, set[str]]:
     """Every loss that was seen for each update; the last line may be cut off."""

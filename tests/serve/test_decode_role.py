@@ -14,6 +14,8 @@ from harli.config import EngineSettings
 from tests.conftest import EngineHost
 from tests.serve.conftest import Server
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 8
 TOKENS = 24
 

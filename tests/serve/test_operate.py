@@ -15,6 +15,8 @@ from harli.records.reader import read_record
 from tests.serve.conftest import KEY, Server, sums
 from tests.serve.test_server import MANY, complete_text, create, updates, upload
 
+pytestmark = pytest.mark.slow
+
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 GENEROUS = {"itl_ms": 60_000.0, "tpot_ms": 60_000.0}
 IMPOSSIBLE = {"itl_ms": 0.001}

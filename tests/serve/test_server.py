@@ -17,6 +17,8 @@ from harli.finetune.checkpoint import complete
 from harli.models import resolve_model
 from tests.serve.conftest import KEY, Server, sums
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "12 plus 12?"
 FEW = {"n_epochs": 2}
 MANY = {"n_epochs": 1000}
@@ -201,7 +203,7 @@ def test_a_killed_server_goes_on_where_it_was(server: Server, tuned: Any) -> Non
     wait_for(server, job, lambda present: updates(present) > saved)
     steps = [event.data["step"] for event in server.client.fine_tuning.jobs.list_events(job) if event.data]
     steps.reverse()
-    again = steps.index(saved + 1, steps.index(saved))
+    again = len(steps) - 1 - steps[::-1].index(saved + 1)  # it may have got further once before
     assert steps[again:] == list(range(saved + 1, saved + 1 + len(steps) - again))
     server.client.fine_tuning.jobs.cancel(job)
 

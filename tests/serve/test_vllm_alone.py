@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from harli.compute import openmp
 from harli.models import resolve_model
+
+pytestmark = pytest.mark.slow
 
 
 def free_port() -> int:
