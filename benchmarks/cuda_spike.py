@@ -145,7 +145,7 @@ class UnitLoop:
         from transformers import AutoModelForCausalLM, LlamaConfig
 
         from harli.config import LoraSettings
-        from harli.finetune.captured import CapturedLayers
+        from harli.finetune.captured import CapturedLayers, cuda_recorder
         from harli.finetune.model import build_model
 
         self.partitioner = partitioner
@@ -155,7 +155,7 @@ class UnitLoop:
         self.model = build_model(config, weights, LoraSettings(rank=16), name="spike", seed=0)
         decoder = self.model.get_base_model().model
         self.layers = list(decoder.layers)
-        self.captured = CapturedLayers(self.layers, partitioner.recorder())
+        self.captured = CapturedLayers(self.layers, cuda_recorder())
         self.hidden = torch.randn(1, tokens, config.hidden_size, dtype=torch.bfloat16, device="cuda")
         self.inputs = {
             "attention_mask": torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="cuda").tril(),

@@ -63,8 +63,7 @@ class _Pass:
 
     @torch.no_grad()
     def embed(self) -> None:
-        decoder = self._decoder
-        self._batch = batch = self._batch.to(decoder.embed_tokens.weight.device)
+        batch, decoder = self._batch, self._decoder
         self._hidden = decoder.embed_tokens(batch.input_ids)
         self._kwargs = {
             "attention_mask": attention_mask(batch),

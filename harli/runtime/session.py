@@ -1,17 +1,14 @@
 """One engine process's co-location: what the scheduler's and the worker's hooks call at every step.
 
 The order of calls in a step, all on the engine's thread: ``decide`` (scheduler), ``begin_step`` and
-``end_step`` (worker), ``observe`` (scheduler); ``idle`` when the last request has left and no step is in
-flight. With asynchronous scheduling the next step is decided, begun and ended before one is observed.
+``end_step`` (worker), ``observe`` (scheduler); ``idle`` when the last request has left.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 from harli.compute.base import Partitioner
 from harli.compute.gate import Gate
@@ -23,14 +20,6 @@ from harli.types import Decision, DecodeState, FinetuneState, Slo, StepRecord
 
 STALL_S = 5.0
 """A unit that holds the device this long while decode waits for it has stalled."""
-
-
-class _Step(NamedTuple):
-    """A step in flight: begun, but not observed yet."""
-
-    controller: Controller
-    row: StepRecord
-    """What is known of it when it begins; the rest is NaN or 0."""
 
 
 class Session:
@@ -57,10 +46,9 @@ class Session:
         self._adopted = False
         self._clock_zero = 0.0
         self._is_idle = True
-        self._steps: deque[_Step] = deque()
-        self._begun = False
-        """A decided step is between its begin and its end."""
+        self._step: Decision | None = None
         self._cpu_ms: tuple[float, float]
+        self._predicted_ms: tuple[float, float]
         self._reset_step()
 
     @property
@@ -135,13 +123,11 @@ class Session:
         controller = self.controller
         assert controller is not None
         cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
-        self._decode = decode = observe_decode()
-        if self._steps:  # the step will begin when those in flight are over
-            decode.slack_ms -= self._busy_ms(decode.time_s)
+        self._decode = observe_decode()
         finetune = self.finetune
         finetune.held_units = self._held
         finetune.held_ms = self.gate.held_ms
-        decision = controller.decide(decode, finetune)
+        decision = controller.decide(self._decode, finetune)
         if self.paused:
             decision = self._alone
         if not decision.exclusive_ms:  # no unit starts any more that the step would have to wait for
@@ -153,65 +139,88 @@ class Session:
 
     def begin_step(self, decision: Decision | None) -> None:
         """Run the window, then give decode its part of the device. Waits for a unit only if it holds everything."""
+        self._step = decision
         self._is_idle = False
-        controller = self.controller
-        self._begun = decision is not None and controller is not None
-        if decision is None or controller is None:
+        if decision is None:
             return
         if self.trainer is not None:
             self.trainer.beside_decode = True
         began = time.perf_counter()
         gate, share = self.gate, decision.share
-        self._window_ms = self._drained_ms = 0.0
-        finetune_units = share.finetune
+        self._window_ms = 0.0
         if decision.exclusive_ms > 0.0 and self.finetune.ready:
-            self._drain()
             self._wait(lambda limit: gate.window(decision.exclusive_ms, limit))
-        elif self._steps:  # what the step in flight holds is free when that is observed
-            finetune_units = min(finetune_units, self.partitioner.units - self._steps[-1].row.decode_units)
-        gate.allow(finetune_units)
+        gate.allow(share.finetune)
         if not gate.free:
             self._wait(gate.wait_free)
         else:
             self.check_stall()
-        decode_units = self.partitioner.units if self.failure else self._largest(min(share.decode, gate.free))
-        self.partitioner.set_decode(decode_units)
-        self._steps.append(_Step(controller, self._row(controller, decision, decode_units, began)))
+        self._decode_units = self.partitioner.units if self.failure else self._largest(min(share.decode, gate.free))
+        self.partitioner.set_decode(self._decode_units)
+        if self.controller is not None:
+            self._predicted_ms = self.controller.predicted_ms(self._decode_units)
+        self._finetune_units = max(self._held, share.finetune if self.finetune.ready else 0)
+        self._hook_us = (time.perf_counter() - began) * 1e6 - self._window_ms * 1e3
         self._timer.begin()
 
     def end_step(self) -> None:
-        """The step has been given to the device; on a CPU its tokens are there."""
-        if self._begun:
+        """The step's tokens are there."""
+        if self._step is not None:
             self._timer.end()
-            self._begun = False
 
     def observe(self) -> None:
-        """Write down the steps whose times are known by now."""
-        while self._steps and (times := self._timer.take()) is not None:
-            began = time.perf_counter()
-            controller, row = self._steps.popleft()
-            tokens, trainer = 0.0, self.trainer
-            if trainer is not None:
-                tokens, self._tokens_seen = trainer.tokens_done - self._tokens_seen, trainer.tokens_done
-            decode_cpu_ms, finetune_cpu_ms = self.partitioner.cpu_ms()
-            if self._steps:
-                self._ended_s, self._latency_ms = time.monotonic(), times.latency_ms
-                if self.finetune.ready:
-                    self.gate.allow(self._steps[0].row.wanted_finetune)
-            controller.observe(
-                row._replace(
-                    latency_ms=times.latency_ms,
-                    gap_ms=times.gap_ms,
-                    finetune_tokens=tokens,
-                    decode_cpu_ms=decode_cpu_ms - self._cpu_ms[0],
-                    finetune_cpu_ms=finetune_cpu_ms - self._cpu_ms[1],
-                    hook_us=row.hook_us + (time.perf_counter() - began) * 1e6,
-                )
+        """Write down the step that just ended."""
+        decision, controller = self._step, self.controller
+        if decision is None or controller is None:
+            return
+        self._step = None
+        if (times := self._timer.take()) is None:
+            return
+        began = time.perf_counter()
+        decode, trainer = self._decode, self.trainer
+        lender = self.lender if self.loan is not None else None
+        tokens = 0.0
+        if trainer is not None:
+            tokens, self._tokens_seen = trainer.tokens_done - self._tokens_seen, trainer.tokens_done
+        decode_cpu_ms, finetune_cpu_ms = self.partitioner.cpu_ms()
+        controller.observe(
+            StepRecord(
+                step=decode.step,
+                time_s=decode.time_s - self._clock_zero,
+                batch=decode.batch,
+                context_sum=decode.context_sum,
+                context_max=decode.context_max,
+                prefill_tokens=decode.prefill_tokens,
+                admitted=decode.admitted,
+                waiting=decode.waiting,
+                kv_blocks_free=decode.kv_blocks_free,
+                kv_blocks_total=decode.kv_blocks_total,
+                kv_blocks_lent=decode.kv_blocks_lent,
+                slack_ms=decode.slack_ms,
+                microbatch_tokens=self.finetune.microbatch_tokens,
+                kept_layers=self.finetune.kept_layers,
+                wanted_finetune=decision.share.finetune,
+                decode_units=self._decode_units,
+                finetune_units=self._finetune_units,
+                exclusive_ms=decision.exclusive_ms,
+                window_ms=self._window_ms + (lender.waited_ms if lender else 0.0),
+                reclaim_ms=lender.reclaim_ms if lender else math.nan,
+                latency_ms=times.latency_ms,
+                gap_ms=times.gap_ms,
+                predicted_ms=self._predicted_ms[0],
+                bound_ms=self._predicted_ms[1],
+                finetune_tokens=tokens,
+                decode_cpu_ms=decode_cpu_ms - self._cpu_ms[0],
+                finetune_cpu_ms=finetune_cpu_ms - self._cpu_ms[1],
+                decide_cpu_us=self._decide_cpu_us,
+                decide_wall_us=self._decide_wall_us,
+                hook_us=self._hook_us + (lender.hook_us if lender else 0.0) + (time.perf_counter() - began) * 1e6,
             )
-            self._cpu_ms = decode_cpu_ms, finetune_cpu_ms
+        )
+        self._cpu_ms = decode_cpu_ms, finetune_cpu_ms
 
     def idle(self) -> None:
-        """Nothing runs or waits: finetuning may have what the policy gives it, up to the whole device."""
+        """Decode has no request: finetuning may have what the policy gives it, up to the whole device."""
         self._is_idle = True
         self._timer.interrupt()
         self._cpu_ms = (math.nan, math.nan)
@@ -259,60 +268,6 @@ class Session:
         """Compute units of the unit that runs, perhaps one of the share before."""
         return 0 if self.failure else self.partitioner.units - self.gate.free
 
-    def _row(self, controller: Controller, decision: Decision, decode_units: int, began: float) -> StepRecord:
-        """What is known of the step that begins; its hooks have run since ``began`` (``time.perf_counter``)."""
-        decode, finetune = self._decode, self.finetune
-        lender = self.lender if self.loan is not None else None
-        predicted_ms, bound_ms = controller.predicted_ms(decode_units)
-        waited_ms = self._window_ms + self._drained_ms
-        return StepRecord(
-            step=decode.step,
-            time_s=decode.time_s - self._clock_zero,
-            batch=decode.batch,
-            context_sum=decode.context_sum,
-            context_max=decode.context_max,
-            prefill_tokens=decode.prefill_tokens,
-            admitted=decode.admitted,
-            waiting=decode.waiting,
-            kv_blocks_free=decode.kv_blocks_free,
-            kv_blocks_total=decode.kv_blocks_total,
-            kv_blocks_lent=decode.kv_blocks_lent,
-            slack_ms=decode.slack_ms,
-            microbatch_tokens=finetune.microbatch_tokens,
-            kept_layers=finetune.kept_layers,
-            wanted_finetune=decision.share.finetune,
-            decode_units=decode_units,
-            finetune_units=max(self._held, decision.share.finetune if finetune.ready else 0),
-            exclusive_ms=decision.exclusive_ms,
-            window_ms=self._window_ms + (lender.waited_ms if lender else 0.0),
-            reclaim_ms=lender.reclaim_ms if lender else math.nan,
-            latency_ms=math.nan,
-            gap_ms=math.nan,
-            predicted_ms=predicted_ms,
-            bound_ms=bound_ms,
-            finetune_tokens=0.0,
-            decode_cpu_ms=math.nan,
-            finetune_cpu_ms=math.nan,
-            decide_cpu_us=self._decide_cpu_us,
-            decide_wall_us=self._decide_wall_us,
-            hook_us=(lender.hook_us if lender else 0.0) + (time.perf_counter() - began) * 1e6 - waited_ms * 1e3,
-        )
-
-    def _busy_ms(self, now_s: float) -> float:
-        """How long the steps in flight are expected to take from now on."""
-        expected_ms = 0.0
-        for _, row in self._steps:
-            expected_ms += row.predicted_ms if row.predicted_ms > 0.0 else self._latency_ms + row.window_ms
-        since_s = max(self._ended_s, self._steps[0].row.time_s + self._clock_zero)
-        return max(0.0, expected_ms - (now_s - since_s) * 1e3)
-
-    def _drain(self) -> None:
-        """Wait for the steps in flight: a window begins when decode has stopped."""
-        if self._steps:
-            began = time.perf_counter()
-            self.partitioner.wait_decode()
-            self._drained_ms = (time.perf_counter() - began) * 1e3
-
     def _wait(self, until: Callable[[float], bool]) -> None:
         """Wait for finetuning to give way."""
         if self.failure:
@@ -338,12 +293,14 @@ class Session:
 
     def _reset_step(self) -> None:
         self._decode = DecodeState()
-        self._window_ms = self._drained_ms = 0.0
+        self._decode_units = self.partitioner.units
+        self._finetune_units = 0
+        self._window_ms = self._hook_us = 0.0
         self._decide_cpu_us = self._decide_wall_us = 0.0
         self._timer = self.partitioner.timer()
         self._tokens_seen = 0.0
+        self._predicted_ms = (math.nan, math.nan)
         self._cpu_ms = (math.nan, math.nan)
-        self._ended_s = self._latency_ms = 0.0
 
 
 _current: Session | None = None
