@@ -15,6 +15,8 @@ from harli.cli import main
 from harli.records.profile import read_profile
 from harli.records.reader import read_record
 
+pytestmark = pytest.mark.slow
+
 ENGINE = ("--model", "tiny", "--max-model-len", "512", "--max-num-seqs", "8", "--kv-cache-gib", "0.25")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import stdev
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
@@ -18,6 +19,8 @@ from harli.finetune.packing import BatchStream, MicroBatch, attention_mask, pack
 from harli.finetune.schedule import learning_rate
 from harli.finetune.units import LayerwiseUpdate
 from harli.models import resolve_model
+
+pytestmark = pytest.mark.slow
 
 UPDATES = 50
 TOKENS = 128
