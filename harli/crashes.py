@@ -27,15 +27,15 @@ def job_name(model: str, settings: FinetuneSettings) -> str:
 
 
 def quarantined(name: str) -> bool:
+    """Whether the job was running at too many deaths."""
     return _read().get(name, 0) > DEATHS_ALLOWED
 
 
 def check(name: str) -> None:
     """Raises HarliError if the job is in quarantine."""
-    deaths = _read().get(name, 0)
     if quarantined(name):
         raise HarliError(
-            f"job {name} was running when the engine process died, {deaths} times, and is quarantined; "
+            f"job {name} was running when the engine process died, {_read()[name]} times, and is quarantined; "
             f"to run it all the same: --release-job {name}"
         )
 

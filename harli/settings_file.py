@@ -60,6 +60,16 @@ def override(settings: dict[str, Any], path: str, value: Any) -> None:
     settings[last] = value
 
 
+def override_flags(settings: dict[str, Any], paths: Mapping[str, str], flags: Mapping[str, Any]) -> None:
+    """Set what flags were given for: ``paths`` has their places. ``seed`` goes to engine, workload and finetuning."""
+    for name, path in paths.items():
+        if flags.get(name) is not None:
+            override(settings, path, flags[name])
+    if flags["seed"] is not None:
+        for section in ("engine", "workload", "finetune"):
+            override(settings, f"{section}.seed", flags["seed"])
+
+
 def override_params(settings: dict[str, Any], pairs: Iterable[str]) -> None:
     """Set the policy's parameters from ``--param key=value``. Raises HarliError for what is not of that form."""
     for pair in pairs:

@@ -64,12 +64,7 @@ def _made(flags: dict[str, Any], own: dict[str, Any], run: dict[str, Any]) -> Co
     from harli.compare.settings import ComparisonSettings
 
     run |= {"policy": "separate", "params": {}}
-    for name, path in SETTINGS.items():
-        if flags.get(name) is not None:
-            settings_file.override(run, path, flags[name])
-    if flags["seed"] is not None:
-        for section in ("engine", "workload", "finetune"):
-            settings_file.override(run, f"{section}.seed", flags["seed"])
+    settings_file.override_flags(run, SETTINGS, flags)
     own = {"policies": ()} | own | {name: flags[name] for name in OWN if flags[name] is not None}
     if flags["slo_scale"]:
         own["slo_scales"] = flags["slo_scale"]

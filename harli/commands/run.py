@@ -135,12 +135,7 @@ def run(
 def _settings(flags: dict[str, Any]) -> RunSettings:
     """The file's settings, if there is a file, with the flags that were given on top."""
     values = settings_file.load(flags["config"]) if flags["config"] else {}
-    for name, path in SETTINGS.items():
-        if flags[name] is not None:
-            settings_file.override(values, path, flags[name])
-    if flags["seed"] is not None:
-        for section in ("engine", "workload", "finetune"):
-            settings_file.override(values, f"{section}.seed", flags["seed"])
+    settings_file.override_flags(values, SETTINGS, flags)
     if flags["lora_targets"] is not None:
         settings_file.override(values, "finetune.lora.targets", flags["lora_targets"].replace(" ", "").split(","))
     settings_file.override_params(values, flags["param"] or [])

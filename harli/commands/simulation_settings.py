@@ -44,17 +44,8 @@ def simulation_settings(flags: dict[str, Any], record: Record | None = None) -> 
     own["predictor"] = own["device"]
     if flags["policy"] is not None and flags["policy"] != values.get("policy"):
         values["params"] = {}
-    for name, path in SETTINGS.items():
-        if flags.get(name) is not None:
-            settings_file.override(values, path, flags[name])
-    if flags["seed"] is not None:
-        for section in ("engine", "workload", "finetune"):
-            settings_file.override(values, f"{section}.seed", flags["seed"])
-    for pair in flags["param"] or []:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise HarliError(f"--param wants key=value, not {pair!r}")
-        settings_file.override(values, f"params.{key}", value)
+    settings_file.override_flags(values, SETTINGS, flags)
+    settings_file.override_params(values, flags["param"] or [])
     return SimulationSettings.model_validate(settings_file.validate(values).model_dump() | own)
 
 

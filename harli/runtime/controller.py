@@ -39,7 +39,7 @@ class Controller:
             if self.predictor is not None:
                 self._forecast = self.predictor.forecast(decode, finetune)
             decision = self._policy.decide(decode, finetune)
-            if decision is not self._checked:
+            if decision is not self._checked:  # decisions are immutable, and most policies keep theirs
                 self._check_step(decision)
                 self._checked = decision
         except (Exception, SystemExit) as error:
