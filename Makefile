@@ -1,4 +1,5 @@
-# make demo: set up, then finetune beside live decode. make test: set up, then run the tests; make test-all: all of them.
+# make demo: set up, then finetune beside live decode. make test: set up, then run the tests;
+# make test-all: those that take longer too; make chaos: faults injected into a live server.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ else
 export UV_TORCH_BACKEND ?= cpu
 endif
 
-.PHONY: setup demo test test-all lint ui lock
+.PHONY: setup demo test test-all chaos lint ui lock
 
 setup: $(VENV)/.installed
 
@@ -32,7 +33,10 @@ test: setup
 	$(BIN)/pytest -m "not slow"
 
 test-all: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not chaos"
+
+chaos: setup
+	$(BIN)/pytest -m chaos tests/chaos
 
 lint: setup
 	$(BIN)/ruff check .

@@ -29,6 +29,8 @@ class Progress(NamedTuple):
     """Of the requests that have ended: TPOT attainment if there is a TPOT SLO, else ITL attainment."""
     share: str
     """Compute units of decode and finetuning in the last step."""
+    lent: float
+    """Part of the KV cache that finetuning has in the last step."""
     tokens_per_s: float
     """Finetuning's, in the last seconds, from committed updates."""
     updates: int
@@ -80,6 +82,7 @@ class LiveNumbers:
             itl_ms=gaps[int(0.99 * len(gaps))] if gaps else None,
             attainment=self._attained / self._asked if self._asked else None,
             share=f"{last.decode_units}/{last.finetune_units}" if last and running else "idle",
+            lent=last.kv_blocks_lent / last.kv_blocks_total if last and last.kv_blocks_total else 0.0,
             tokens_per_s=sum(update.tokens for update in self._updates) / max(1.0, min(RECENT_S, elapsed_s)),
             updates=self._update_count,
             loss=self._loss,

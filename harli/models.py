@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from harli.types import HarliError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 MAX_POSITIONS = 4096
 SEED = 0
@@ -138,10 +138,7 @@ def _built_in(name: str) -> Path:
 
 
 def _build(shape: Shape, folder: Path) -> None:
-    """Writes config, generation config, bfloat16 weights drawn from N(0, 0.02^2), and the tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
-    from transformers.utils import logging
+    from transformers import LlamaConfig
 
     tokenizer = byte_tokenizer()
     config = LlamaConfig(
@@ -160,8 +157,20 @@ def _build(shape: Shape, folder: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(SEED)
+    write_random_model(config, folder)
+
+
+def write_random_model(config: PretrainedConfig, folder: Path, device: str = "cpu") -> None:
+    """Write config, generation config, bfloat16 weights drawn anew as ``config`` says, and the byte tokenizer.
+
+    ``device``: draws the weights; a GPU is faster, and draws other ones.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(SEED)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     progress_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -170,4 +179,4 @@ def _build(shape: Shape, folder: Path) -> None:
     finally:
         if progress_bar:
             logging.enable_progress_bar()
-    tokenizer.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)

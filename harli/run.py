@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Status = Literal["finished", "interrupted", "failed"]
 POLL_S = 1.0
 SAVE_TIMEOUT_S = 60.0
+MEMORY = ("peak_bytes", "kept", "revoked")
+PREPARING_TIMEOUT_S = 30.0
 
 
 class EngineDiedError(Exception):
@@ -82,6 +84,9 @@ class PolicyRun:
         with _engine_death():
             await self._start_finetuning(folder.resolve(), resume)
             await self._begin()
+            if await self._prepared():
+                self._clock_zero = None
+                await self._begin()
         return await self._to_the_end()
 
     async def carry_on(self, engine: AsyncLLM, reason: str) -> RunInfo:
@@ -131,6 +136,14 @@ class PolicyRun:
         self._finetune = FinetuneInfo(
             state="running", shared_bytes=started["shared_bytes"], base_bytes=started["base_bytes"]
         )
+
+    async def _prepared(self) -> bool:
+        """Wait while finetuning makes its CUDA graphs; False if it made none."""
+        deadline, waited = time.monotonic() + PREPARING_TIMEOUT_S, False
+        while (await command(self._engine, "status"))["preparing"] and time.monotonic() < deadline:
+            waited = True
+            await asyncio.sleep(0.05)
+        return waited
 
     async def _serve(self) -> None:
         """Poll until the last request has ended and the duration is over."""
@@ -194,6 +207,7 @@ class PolicyRun:
                 "state": "failed" if failure else "finished",
                 "reason": failure,
                 "adapter": ADAPTER if status["saved"] else None,
+                "memory": {name: status["memory"][name] for name in MEMORY if name in status["memory"]},
             }
         )
 

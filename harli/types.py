@@ -220,6 +220,62 @@ class StepRecord(NamedTuple):
     hook_us: float
     """Wall time of everything else our hooks did in the step, waiting aside."""
 
+    @classmethod
+    def begun(
+        cls,
+        decode: DecodeState,
+        finetune: FinetuneState,
+        decision: Decision,
+        *,
+        decode_units: int,
+        held_units: int,
+        predicted_ms: float,
+        bound_ms: float,
+        window_ms: float,
+        clock_zero: float = 0.0,
+        reclaim_ms: float = math.nan,
+        decide_cpu_us: float = math.nan,
+        decide_wall_us: float = math.nan,
+        hook_us: float = math.nan,
+    ) -> StepRecord:
+        """What is known of a step when it begins; the rest is NaN, or 0 finetune tokens.
+
+        ``held_units``: of the finetune unit that runs. ``clock_zero``: when the run began, on ``decode``'s clock.
+        """
+        wanted = decision.share.finetune
+        return cls(
+            step=decode.step,
+            time_s=decode.time_s - clock_zero,
+            batch=decode.batch,
+            context_sum=decode.context_sum,
+            context_max=decode.context_max,
+            prefill_tokens=decode.prefill_tokens,
+            admitted=decode.admitted,
+            waiting=decode.waiting,
+            kv_blocks_free=decode.kv_blocks_free,
+            kv_blocks_total=decode.kv_blocks_total,
+            kv_blocks_lent=decode.kv_blocks_lent,
+            slack_ms=decode.slack_ms,
+            microbatch_tokens=finetune.microbatch_tokens,
+            kept_layers=finetune.kept_layers,
+            wanted_finetune=wanted,
+            decode_units=decode_units,
+            finetune_units=max(held_units, wanted if finetune.ready else 0),
+            exclusive_ms=decision.exclusive_ms,
+            window_ms=window_ms,
+            reclaim_ms=reclaim_ms,
+            latency_ms=math.nan,
+            gap_ms=math.nan,
+            predicted_ms=predicted_ms,
+            bound_ms=bound_ms,
+            finetune_tokens=0.0,
+            decode_cpu_ms=math.nan,
+            finetune_cpu_ms=math.nan,
+            decide_cpu_us=decide_cpu_us,
+            decide_wall_us=decide_wall_us,
+            hook_us=hook_us,
+        )
+
 
 class UpdateRecord(NamedTuple):
     """One optimizer step: a row of ``finetune.parquet``."""

@@ -51,7 +51,7 @@ class Predictor(ABC):
     unit_times: tuple[UnitTime, ...]
     finetune_alone_tokens_per_s: float
     """With the whole device, decode idle or waiting."""
-    _units: UnitTimes | None = None
+    _units: dict[tuple[int, int], UnitTimes] | None = None
 
     @abstractmethod
     def forecast(self, decode: DecodeState, finetune: FinetuneState) -> Forecast:
@@ -67,9 +67,11 @@ class Predictor(ABC):
     def units(self, finetune: FinetuneState) -> UnitTimes:
         """How finetuning's units of this shape fill windows."""
         shape = (finetune.microbatch_tokens, finetune.kept_layers)
-        units = self._units
-        if units is None or units.shape != shape:
-            units = self._units = UnitTimes(self.unit_times, self.menu.finetune_alone.finetune, shape)
+        if self._units is None:
+            self._units = {}
+        units = self._units.get(shape)
+        if units is None:
+            units = self._units[shape] = UnitTimes(self.unit_times, self.menu.finetune_alone.finetune, shape)
         return units
 
     def observe(self, row: StepRecord) -> None:  # noqa: B027

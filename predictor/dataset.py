@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from harli.types import Costs, HarliError, Menu, UnitTime
 from predictor.base import Floats
+from predictor.disturbance import disturbed
 from predictor.sources import Source, read_profiled, read_run
 
 MIN_POINTS = 10
@@ -57,6 +58,8 @@ class Dataset:
     costs: Costs = field(default_factory=Costs)
     unit_times: tuple[UnitTime, ...] = ()
     finetune_alone_tokens_per_s: float = 0.0
+    disturbed: int = 0
+    """Steps left out because other processes had decode's cores."""
 
     def __len__(self) -> int:
         return len(self.point)
@@ -103,10 +106,10 @@ def states(menu: Menu, share: ArrayLike, batch: ArrayLike, context_sum: ArrayLik
 def read_datasets(profiles: Sequence[Path], runs: Sequence[Path] = (), *, run_weight: float = 1.0) -> Dataset:
     """Profiles (folders, or plain tables as ``predictor.sources`` describes) and records of runs, as one dataset.
 
-    Left out are first steps after idling, stalls, and steps whose share is neither alone nor beside
-    finetuning (there was nothing to finetune). ``run_weight`` is the weight of a run's row; a profile's has 1.
-    Raises HarliError when a source is missing or damaged, when sources do not fit together, or when what
-    they hold cannot be trained on.
+    Left out are first steps after idling, stalls, times in which other processes had decode's cores, and steps
+    whose share is neither alone nor beside finetuning (there was nothing to finetune). ``run_weight`` is the
+    weight of a run's row; a profile's has 1. Raises HarliError when a source is missing or damaged, when sources
+    do not fit together, or when what they hold cannot be trained on.
     """
     sources = [*map(read_profiled, profiles), *map(read_run, runs)]
     if not sources:
@@ -124,7 +127,12 @@ def read_datasets(profiles: Sequence[Path], runs: Sequence[Path] = (), *, run_we
     rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ROW_FIELDS}
     measured = next((source for source in sources if source.unit_times), first)
     data = replace(
-        parts[0], **rows, costs=measured.costs, unit_times=measured.unit_times, sha256=_digest(rows, first.menu)
+        parts[0],
+        **rows,
+        costs=measured.costs,
+        unit_times=measured.unit_times,
+        sha256=_digest(rows, first.menu),
+        disturbed=sum(part.disturbed for part in parts),
     )
     check_trainable(data)
     return replace(data, finetune_alone_tokens_per_s=_alone(data, sources))
@@ -166,11 +174,21 @@ def _usable(source: Source, weight: float) -> Dataset:
     columns["finetune_tokens"] = np.where(window > 0.0, np.nan, columns["finetune_tokens"])
     alone = columns["decode_units"] == menu.decode_alone.decode
     beside = np.isin(columns["decode_units"], [share.decode for share in menu.splits]) & (columns["finetune_units"] > 0)
-    keep = np.isfinite(columns["gap_ms"]) & (columns["gap_ms"] > 0.0) & (window < STALL_MS) & (alone | beside)
+    usable = np.isfinite(columns["gap_ms"]) & (columns["gap_ms"] > 0.0) & (window < STALL_MS) & (alone | beside)
+    elsewhere = disturbed(columns.pop("decode_cpu_ms"), columns["gap_ms"], columns["decode_units"])
+    keep = usable & ~elsewhere
     columns["weight"] = np.full(len(window), weight)
     point, group = (columns.pop(name)[keep].astype(np.int64) for name in ("point", "group"))
     rows = {name: column[keep] for name, column in columns.items()}
-    return Dataset(point=point, group=group, repeats=source.repeats[keep], menu=menu, identity=source.identity, **rows)
+    return Dataset(
+        point=point,
+        group=group,
+        repeats=source.repeats[keep],
+        menu=menu,
+        identity=source.identity,
+        disturbed=int((usable & elsewhere).sum()),
+        **rows,
+    )
 
 
 def _alone(data: Dataset, sources: list[Source]) -> float:

@@ -22,7 +22,7 @@ from harli.types import Costs, HarliError, Menu, Share, UnitTime
 
 COLUMNS = (
     "point", "group", "batch", "context_sum", "context_max", "prefill_tokens", "admitted", "decode_units",
-    "finetune_units", "microbatch_tokens", "kept_layers", "window_ms", "gap_ms", "finetune_tokens",
+    "finetune_units", "microbatch_tokens", "kept_layers", "window_ms", "gap_ms", "finetune_tokens", "decode_cpu_ms",
 )  # fmt: skip
 NEEDED = ("point", "batch", "context_sum", "decode_units", "finetune_units", "gap_ms")
 
@@ -123,6 +123,7 @@ def _columns(path: Path, table: pa.Table, needed: tuple[str, ...]) -> Columns:
     defaults = {
         "context_max": found["context_sum"] / np.maximum(found["batch"], 1.0),
         "finetune_tokens": zeros + np.nan,
+        "decode_cpu_ms": zeros + np.nan,
         "group": found.get("point", zeros),
     }
     return {name: found.get(name, defaults.get(name, zeros)) for name in COLUMNS}

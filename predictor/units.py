@@ -86,3 +86,20 @@ class UnitTimes:
         own = self._passes.get(units, [])
         total = sum(length * count for length, count in own)
         return sum(length * length * count for length, count in own) / (2.0 * total) if total else 0.0
+
+
+def units_per_pass(layers: int, kept: int, accumulation: int) -> dict[str, float]:
+    """Units of each kind in a micro-batch that keeps the activations of ``kept`` layers.
+
+    The optimizer's are spread over the micro-batches of an update.
+    """
+    recomputed = float(layers - kept)
+    return {
+        "embed": 1.0,
+        "forward": recomputed,
+        "forward_kept": float(kept),
+        "loss": 1.0,
+        "backward": recomputed,
+        "backward_kept": float(kept),
+        "optimizer": layers / accumulation,
+    }

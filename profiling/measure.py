@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from harli.types import Costs, UnitTime
+from predictor.units import units_per_pass
 
 LEAST_ROWS = 3
 """Fewer measurements of a unit than this say nothing."""
@@ -31,20 +32,6 @@ def unit_times(units: pa.Table, layers: int, accumulation: int) -> tuple[UnitTim
         if per_pass and len(chosen) >= LEAST_ROWS:
             times.append(UnitTime(*key, per_pass, float(np.mean(chosen)), float(np.percentile(chosen, 99))))
     return tuple(times)
-
-
-def units_per_pass(layers: int, kept: int, accumulation: int) -> dict[str, float]:
-    """Units of each kind in a micro-batch that keeps the activations of ``kept`` layers."""
-    recomputed = float(layers - kept)
-    return {
-        "embed": 1.0,
-        "forward": recomputed,
-        "forward_kept": float(kept),
-        "loss": 1.0,
-        "backward": recomputed,
-        "backward_kept": float(kept),
-        "optimizer": layers / accumulation,
-    }
 
 
 def alone_tokens_per_s(times: tuple[UnitTime, ...], units: pa.Table) -> dict[tuple[int, int], float]:

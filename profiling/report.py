@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from harli.types import Menu
+from predictor.disturbance import disturbed
 
 Floats = NDArray[np.float64]
 
@@ -19,6 +20,7 @@ GRID = 4
 ENOUGH_POINTS = 60
 LARGE_NOISE = 0.12
 LARGE_DRIFT = 0.15
+MUCH_DISTURBED = 0.01
 BATCHES = ((1, 1), (2, 4), (5, 12), (13, 48), (49, 1 << 30))
 
 
@@ -33,6 +35,8 @@ class Report:
 
     points: int
     steps: int
+    disturbed: float
+    """Part of the steps in which other processes had decode's cores; the other numbers are without them."""
     noise_floor_solo: float | None
     noise_floor_corun: float | None
     drift: float | None
@@ -53,6 +57,7 @@ class Report:
         return {
             "profile/points": float(self.points),
             "profile/steps": float(self.steps),
+            "profile/disturbed": self.disturbed,
             "profile/noise_floor_solo": self.noise_floor_solo,
             "profile/noise_floor_corun": self.noise_floor_corun,
             "profile/drift": self.drift,
@@ -70,7 +75,10 @@ def assess(steps: pa.Table, segments: pa.Table, menu: Menu, planned: int, limits
         planned: groups of the plan, repeats aside.
         limits: largest batch and longest context that the engine takes.
     """
-    kept = steps.filter(pa.array((steps["segment"].to_numpy() >= 0) & (steps["exclusive_ms"].to_numpy() == 0.0)))
+    step_ms = _column(steps, "gap_ms") - _column(steps, "window_ms")
+    elsewhere = disturbed(_column(steps, "decode_cpu_ms"), step_ms, _column(steps, "decode_units"))
+    measured = steps["segment"].to_numpy() >= 0
+    kept = steps.filter(pa.array(measured & ~elsewhere & (steps["exclusive_ms"].to_numpy() == 0.0)))
     point, gap, share = (_column(kept, name) for name in ("point", "gap_ms", "finetune_units"))
     clean = np.isfinite(gap) & (_column(kept, "admitted") == 0) & (_column(kept, "prefill_tokens") == 0)
     medians = _medians(point[clean], gap[clean])
@@ -83,7 +91,8 @@ def assess(steps: pa.Table, segments: pa.Table, menu: Menu, planned: int, limits
     groups = len(set(segments["group"].to_pylist()) - {planned})
     report = Report(
         points=len(medians),
-        steps=int((steps["segment"].to_numpy() >= 0).sum()),
+        steps=int(measured.sum()),
+        disturbed=float(elsewhere[measured].mean()) if measured.any() else 0.0,
         noise_floor_solo=noise_solo,
         noise_floor_corun=noise_corun,
         drift=drift,
@@ -103,6 +112,8 @@ def _verdict(report: Report, groups: int, planned: int, menu: Menu) -> list[str]
         lines.append(f"only {groups} of {planned} planned groups were measured: resume it, or give it more minutes")
     if report.points < ENOUGH_POINTS:
         lines.append(f"only a sketch: {report.points} operating points, {ENOUGH_POINTS} or more are good to train on")
+    if report.disturbed > MUCH_DISTURBED:
+        lines.append(f"other processes had decode's cores in {report.disturbed:.0%} of the steps, which are left out")
     for name, noise in (("solo", report.noise_floor_solo), ("co-run", report.noise_floor_corun)):
         if noise is not None and noise > LARGE_NOISE:
             lines.append(f"noisy: a step {name} is {noise:.0%} off its point's median; is something else running here?")

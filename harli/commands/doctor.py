@@ -29,7 +29,7 @@ def doctor() -> None:
             reason = "one core only" if about["cores"] == 1 else "this OpenMP runtime's threads cannot be pinned"
             table.add_row("", f"time slicing only: {reason}")
     else:
-        table.add_row("shares", "none: SM partitions are not built yet")
+        table.add_row("shares", ", ".join(map(str, device.menu().shares)) + " (SMs of decode / finetuning)")
     table.add_row("models", ", ".join(ARCHITECTURES) + "; bfloat16, float16 or float32")
     for what, why in REFUSED.items():
         table.add_row("refused", f"{what}: {why}")

@@ -95,6 +95,8 @@ class RunProgress:
             facts.append(("attainment", f"{progress.attainment:.1%}"))
         loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
         facts.append(("share", progress.share))
+        if progress.lent:
+            facts.append(("KV cache lent", f"{progress.lent:.0%}"))
         facts.append(("finetune", f"{progress.tokens_per_s:.0f} tokens/s, {progress.updates} updates{loss}"))
         return facts
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from harli.compute.timing import StepTimer, WallTimer
 from harli.types import Menu
+
+Recorder = Callable[[Callable[[], None]], Callable[[], None]]
+"""Takes down what a function submits to the calling thread's part of the device, without running it, and returns
+what runs the record. Raises RuntimeError when something cannot be recorded."""
 
 
 class Partitioner(ABC):
@@ -40,8 +46,21 @@ class Partitioner(ABC):
     def set_finetune(self, units: int) -> None:
         """Likewise for finetuning's thread."""
 
+    def wait_decode(self) -> None:  # noqa: B027
+        """Return when the device has done what decode's thread, the caller, gave it; on a CPU it has already."""
+
     def wait_finetune(self) -> None:  # noqa: B027
         """Return when the device has done what finetuning's thread, the caller, gave it; on a CPU it has already."""
+
+    def run_finetune(self, work: Callable[[], None]) -> float:
+        """Do ``work`` on finetuning's thread, the caller; the milliseconds that the device took for it, when it has."""
+        began = time.perf_counter()
+        work()
+        return (time.perf_counter() - began) * 1e3
+
+    def recorder(self) -> Recorder | None:
+        """For finetuning's units, on a device where submitting work costs much; None on others."""
+        return None
 
     def timer(self) -> StepTimer:
         """A timer of decode's steps."""

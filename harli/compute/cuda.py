@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from harli.compute.base import Partitioner
+from harli.compute.base import Partitioner, Recorder
 from harli.compute.cuda_timing import EventTimer
-from harli.compute.green import GreenContextError, SmGroups
+from harli.compute.green import GreenContextError, SmGroups, bindings, sm_count
 from harli.types import Menu, Share
 
 DECODE_PARTS = (5 / 6, 2 / 3, 1 / 2, 1 / 3)
@@ -38,17 +38,17 @@ class CudaPartitioner(Partitioner):
     def __init__(self, device: int = 0, *, driver: Any = None, cuda: Any = torch.cuda) -> None:
         """``device``: index of a GPU that torch has initialised. ``driver``, ``cuda``: as the libraries, for tests."""
         self._cuda = cuda
-        self.reason = ""
-        """Why there are no splits; empty when there are some."""
         sms = cuda.get_device_properties(device).multi_processor_count
         self.decode_streams: dict[int, Stream] = {sms: cuda.Stream(device, priority=DECODE_PRIORITY)}
         """Decode's stream for each number of SMs that it can have."""
         self.finetune_streams: dict[int, Stream] = {sms: cuda.Stream(device, priority=FINETUNE_PRIORITY)}
         splits: dict[Share, tuple[Stream, Stream]] = {}
+        self.reason = ""
+        """Why there are no splits; empty when there are some."""
         try:
             splits = _make_splits(SmGroups(device, driver), device, cuda)
         except GreenContextError as error:
-            self.reason = f"SM splits need green contexts (driver 12.4 or newer, cuda-bindings): {error}"
+            self.reason = _why(error)
         for share, (decode, finetune) in splits.items():
             self.decode_streams[share.decode] = decode
             self.finetune_streams[share.finetune] = finetune
@@ -57,10 +57,10 @@ class CudaPartitioner(Partitioner):
         """Called on decode's thread with its SMs and stream when they have changed."""
         self._decode = self.decode_streams[sms]
         self._finetune = self.finetune_streams[sms]
-        self._decode_event, self._finetune_event, self._unit_event = (
-            cuda.Event(),
-            cuda.Event(),
-            cuda.Event(blocking=True),  # sleeps rather than spins, and without the interpreter's lock
+        self._decode_event, self._finetune_event = cuda.Event(), cuda.Event()
+        # These are waited for: asleep rather than spinning, and without the interpreter's lock.
+        self._drained, self._unit_began, self._unit_ended = (
+            cuda.Event(blocking=True, enable_timing=timed) for timed in (False, True, True)
         )
 
     def adopt_decode(self) -> None:
@@ -91,12 +91,39 @@ class CudaPartitioner(Partitioner):
         if units == self.units:
             _follow(self._finetune_event, self._decode, stream)
 
+    def recorder(self) -> Recorder:
+        """All graphs share a memory pool, so they must run in turn. The device is not synchronised."""
+        pool = self._cuda.graph_pool_handle()
+
+        def record(work: Callable[[], None]) -> Callable[[], None]:
+            graph = self._cuda.CUDAGraph()
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+            replay: Callable[[], None] = graph.replay
+            return replay
+
+        return record
+
     def timer(self) -> EventTimer:
         return EventTimer(self._cuda)
 
+    def wait_decode(self) -> None:
+        self._drained.record(self._decode)
+        self._drained.synchronize()
+
     def wait_finetune(self) -> None:
-        self._unit_event.record(self._finetune)
-        self._unit_event.synchronize()
+        self._unit_ended.record(self._finetune)
+        self._unit_ended.synchronize()
+
+    def run_finetune(self, work: Callable[[], None]) -> float:
+        self._unit_began.record(self._finetune)
+        work()
+        self.wait_finetune()
+        milliseconds: float = self._unit_began.elapsed_time(self._unit_ended)
+        return milliseconds
 
     def decode_after_finetune(self) -> None:
         """What decode submits from here on starts, on the device, after the units submitted so far.
@@ -118,6 +145,27 @@ def group_counts(sizes: tuple[int, ...], sms: int, parts: tuple[float, ...] = DE
     reached = list(accumulate(sizes))
     counts = {1 + min(range(len(sizes)), key=lambda i: abs(reached[i] - part * sms)) for part in parts if sizes}
     return sorted((count for count in counts if count < len(sizes)), reverse=True)
+
+
+def sm_menu(device: int = 0, driver: Any = None) -> tuple[Menu, str]:
+    """The menu that a ``CudaPartitioner`` would have and its ``reason``, without a context on the device.
+
+    Raises GreenContextError when there is no driver to ask.
+    """
+    driver = bindings() if driver is None else driver
+    sms = sm_count(device, driver)
+    splits: list[Share] = []
+    reason = ""
+    try:
+        groups = SmGroups(device, driver)
+        splits = [Share(*groups.parts(count)) for count in group_counts(groups.sizes, groups.sms)]
+    except GreenContextError as error:
+        reason = _why(error)
+    return Menu((Share(sms, 0), *splits, Share(0, sms))), reason
+
+
+def _why(error: GreenContextError) -> str:
+    return f"SM splits need green contexts (driver 12.4 or newer, cuda-bindings): {error}"
 
 
 def _make_splits(groups: SmGroups, device: int, cuda: Any) -> dict[Share, tuple[Stream, Stream]]:

@@ -118,6 +118,12 @@ class Gate:
             self._allowed, self._deadline = 0, math.inf
             return self._changed.wait_for(lambda: not self._in_use, timeout_s)
 
+    def outlasts(self, timeout_s: float) -> bool:
+        """Whether the unit that runs now still runs ``timeout_s`` later; returns as soon as it does not."""
+        with self._changed:
+            entered_s = self._entered_s
+            return not self._changed.wait_for(lambda: not self._in_use or self._entered_s != entered_s, timeout_s)
+
     def close(self) -> None:
         """Let no unit start any more, for good."""
         with self._changed:

@@ -29,7 +29,7 @@ class SmGroups:
 
         ``driver``: ``cuda.bindings.driver``, or a module with the same functions. Raises GreenContextError.
         """
-        self._driver = _bindings() if driver is None else driver
+        self._driver = bindings() if driver is None else driver
         self._call("cuInit", 0)
         (self._device,) = self._call("cuDeviceGet", device)
         kind = self._driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
@@ -40,12 +40,17 @@ class SmGroups:
             "cuDevSmResourceSplitByCount", self.sms // GROUP_SMS, whole, 0, min(GROUP_SMS, self.sms)
         )
         self._groups: list[Any] = list(groups)[:count]
-        self._rest = rest if rest.sm.smCount else None
+        self._rest = rest if rest.sm.smCount and self._joins(rest) else None
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """SMs of every group, in order; what could not be grouped is not among them."""
         return tuple(group.sm.smCount for group in self._groups)
+
+    def parts(self, count: int) -> tuple[int, int]:
+        """SMs of ``first(count)`` and of ``after(count)``; making no context takes no memory of the device."""
+        rest = 0 if self._rest is None else self._rest.sm.smCount
+        return sum(self.sizes[:count]), sum(self.sizes[count:]) + rest
 
     def first(self, count: int) -> GreenContext:
         """A context of the first ``count`` groups. Raises GreenContextError."""
@@ -56,14 +61,14 @@ class SmGroups:
 
         Raises GreenContextError.
         """
-        groups = self._groups[count:]
-        if self._rest is not None:
-            try:
-                return self._context([*groups, self._rest])
-            except GreenContextError:
-                if not groups:
-                    raise
-        return self._context(groups)
+        return self._context([*self._groups[count:], *([] if self._rest is None else [self._rest])])
+
+    def _joins(self, rest: Any) -> bool:
+        try:
+            self._call("cuDevResourceGenerateDesc", [*self._groups[-1:], rest], len(self._groups[-1:]) + 1)
+        except GreenContextError:
+            return False
+        return True
 
     def _context(self, resources: list[Any]) -> GreenContext:
         (description,) = self._call("cuDevResourceGenerateDesc", resources, len(resources))
@@ -74,14 +79,7 @@ class SmGroups:
         return GreenContext(granted.sm.smCount, handle, self)
 
     def _call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
-        """The results of a driver call, without its status. Raises GreenContextError."""
-        try:
-            status, *results = getattr(self._driver, name)(*arguments)
-        except (AttributeError, RuntimeError) as error:  # bindings or driver too old, or no driver at all
-            raise GreenContextError(f"{name} is not to be had: {error}".splitlines()[0]) from error
-        if status != self._driver.CUresult.CUDA_SUCCESS:
-            raise GreenContextError(f"{name} failed with {status.name}")
-        return tuple(results)
+        return call(self._driver, name, *arguments)
 
 
 class GreenContext:
@@ -103,7 +101,34 @@ class GreenContext:
         return int(stream)
 
 
-def _bindings() -> Any:
+def call(driver: Any, name: str, *arguments: Any) -> tuple[Any, ...]:
+    """The results of a driver call, without its status. Raises GreenContextError."""
+    try:
+        status, *results = getattr(driver, name)(*arguments)
+    except (AttributeError, RuntimeError) as error:  # bindings or driver too old, or no driver at all
+        raise GreenContextError(f"{name} is not to be had: {error}".splitlines()[0]) from error
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise GreenContextError(f"{name} failed with {status.name}")
+    return tuple(results)
+
+
+def cuda_version(driver: Any) -> str:
+    """The newest CUDA version that the driver can do, as in "13.0". Raises GreenContextError."""
+    (number,) = call(driver, "cuDriverGetVersion")
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def sm_count(device: int, driver: Any) -> int:
+    """SMs of a GPU, without making a context on it. Raises GreenContextError."""
+    kind = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+    call(driver, "cuInit", 0)
+    (handle,) = call(driver, "cuDeviceGet", device)
+    (count,) = call(driver, "cuDeviceGetAttribute", kind, handle)
+    return int(count)
+
+
+def bindings() -> Any:
+    """The module of the driver's functions. Raises GreenContextError."""
     try:
         return importlib.import_module("cuda.bindings.driver")
     except ImportError as error:

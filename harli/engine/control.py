@@ -162,7 +162,7 @@ class Control:
         if loan is None:
             return None
         try:
-            arena = Arena(block_regions(self._kv_caches, loan.total), loan)
+            arena = Arena(block_regions(self._kv_caches, loan.total), loan, self._session.partitioner.wait_finetune)
         except UnknownLayout as error:
             LOG.warning("the KV cache is not lent to finetuning: %s", error)
             self._session.lender = None
@@ -176,6 +176,8 @@ class Control:
         update = LayerwiseUpdate(
             model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, seed=settings.seed
         )
+        if (record := self._session.partitioner.recorder()) is not None:
+            update.use_graphs(record)
         return Job(model, update, BatchStream(samples.items, settings.microbatch_tokens, settings.seed), settings)
 
     def status(self) -> dict[str, Any]:
@@ -187,6 +189,7 @@ class Control:
             "policy_failure": session.controller.failure if session.controller else "",
             "finetune_failure": session.failure,
             "training": session.training,
+            "preparing": trainer is not None and trainer.preparing,
             "predictor": predictor.state() if predictor else {},
         }
         if trainer is not None:
@@ -204,6 +207,7 @@ class Control:
 
     def drain_steps(self) -> list[list[Any]]:
         """Steps since the last call, as rows of ``StepRecord``."""
+        self._session.observe()
         controller = self._session.controller
         return [] if controller is None else [list(controller.rows.popleft()) for _ in range(len(controller.rows))]
 

@@ -62,7 +62,7 @@ def capture_splits(runner: Any, partitioner: CudaPartitioner) -> DecodeGraphs:
     Raises HarliError if vLLM keeps its graphs in a place that is not known here.
     """
     graphs = DecodeGraphs(graph_slots(runner), partitioner.units)
-    for share in partitioner.menu.splits:
+    for share in partitioner.menu.splits:  # none where there is time slicing only
         partitioner.set_decode(share.decode)
         with capturing_on(partitioner.decode_streams[share.decode]):
             graphs.capture(share.decode, runner.capture_model)

@@ -40,7 +40,8 @@ class DecodeTracker:
 
     A decoding request gains one token of context and one SLO of time per step, like all others, so
     which one is longest and which is tightest changes only when requests come and go: both are kept
-    relative to the step counter.
+    relative to the step counter. With asynchronous scheduling a step is scheduled before the one before it
+    has its tokens; vLLM counts those as placeholders.
     """
 
     def __init__(self, scheduler: Scheduler, slo_tpot_ms: float | None) -> None:
@@ -77,7 +78,8 @@ class DecodeTracker:
             count = tokens.get(key, 0)
             prefill += count if count > 1 else 0
             if key in self._first_token_s:  # it was preempted
-                deadline = min(deadline, self._first_token_s[key] + self._slo_s * request.num_output_tokens)
+                before = request.num_output_tokens + max(0, request.num_output_placeholders - 1)
+                deadline = min(deadline, self._first_token_s[key] + self._slo_s * before)
         state.time_s = now
         state.step = self._steps
         state.batch = len(tokens)
@@ -104,7 +106,8 @@ class DecodeTracker:
                 self._longest.add(key, self._steps - request.num_computed_tokens)
                 if self._slo_s < math.inf:  # a request that began before the tracker counts as on time
                     first = self._first_token_s.setdefault(key, now - self._slo_s * (tokens_out - 1))
-                    self._tightest.add(key, first + self._slo_s * (tokens_out - 1 - self._steps))
+                    last = tokens_out - 1 + request.num_output_placeholders  # those are of a step in flight
+                    self._tightest.add(key, first + self._slo_s * (last - self._steps))
 
     def finished(self, output: SchedulerOutput) -> None:
         """Forget the requests that finished since the step before."""

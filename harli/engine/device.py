@@ -21,7 +21,7 @@ def describe() -> dict[str, Any]:
     from harli.compute.cores import cpu_quota, usable_cores
 
     if not current_platform.is_cpu():
-        return {"kind": current_platform.device_type, "name": current_platform.get_device_name()}
+        return _gpu(current_platform.device_type, current_platform.get_device_name())
     quota = cpu_quota()
     return {
         "kind": "cpu",
@@ -41,7 +41,13 @@ def menu() -> Menu:
     from harli.compute.cpu import core_menu
 
     if not current_platform.is_cpu():
-        raise HarliError("SM partitions are not built yet: install the cpu extra and run on CPU")
+        from harli.compute.cuda import sm_menu
+        from harli.compute.green import GreenContextError
+
+        try:
+            return sm_menu()[0]
+        except GreenContextError as error:
+            raise HarliError(f"cannot ask the GPU's driver: {error}; install the cuda extra") from error
     return core_menu(len(usable_cores()), splits=bool(openmp.environment()))
 
 
@@ -56,6 +62,24 @@ def versions() -> dict[str, str]:
             except importlib.metadata.PackageNotFoundError:
                 continue
     return found
+
+
+def _gpu(kind: str, name: str) -> dict[str, Any]:
+    """What a driver says without a context on its device. Not yet run on a GPU."""
+    from harli.compute.cuda import sm_menu
+    from harli.compute.green import GreenContextError, bindings, cuda_version
+
+    try:
+        menu, reason = sm_menu()
+        return {
+            "kind": kind,
+            "name": name,
+            "sms": menu.decode_alone.decode,
+            "driver": f"CUDA {cuda_version(bindings())}",
+            "splits": reason or "green contexts",
+        }
+    except GreenContextError as error:
+        return {"kind": kind, "name": name, "splits": f"none: {error}"}
 
 
 def _processor() -> str:

@@ -29,6 +29,7 @@ def prepare_environment() -> None:
     """Set what the engine process inherits and must have before it starts; call it before vLLM is imported."""
     os.environ |= openmp.environment()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the worker lives in the engine's process
+    os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")  # a fork cannot use a GPU that was looked at
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for results
@@ -63,6 +64,13 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "enforce_eager": cpu,  # torch.compile takes a minute on CPU and hardly speeds up decode
         "disable_log_stats": False,  # request timestamps come with the statistics
     }
+    if not cpu:
+        # Compiling takes a minute at every start, and every set of graphs is captured once per split.
+        arguments["compilation_config"] = {
+            "mode": 0,
+            "cudagraph_mode": "FULL_DECODE_ONLY",
+            "cudagraph_capture_sizes": capture_sizes(settings.max_num_seqs),
+        }
     if settings.role == "decode":
         from vllm.config import KVTransferConfig
 
@@ -72,6 +80,11 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             kv_connector_extra_config={"startup_fill": True},
         )
     return arguments
+
+
+def capture_sizes(most: int) -> list[int]:
+    """Batch sizes up to ``most`` to capture decode graphs for; others are padded to the next of them."""
+    return sorted({size for size in (1, 2, 4, 8, *range(16, most, 16)) if size < most} | {most})
 
 
 def _check_memory(settings: EngineSettings, config: Any, max_model_len: int) -> None:

@@ -34,6 +34,8 @@ class _Scheduling:
         self._tracker: DecodeTracker | None = None
         self._run = 0
         self._found_arrivals = False
+        self._in_flight = 0
+        """Steps that are scheduled and have no output yet; with asynchronous scheduling there may be two."""
         if reason := why_not_lent(self.kv_cache_manager.kv_cache_config):
             LOG.warning("the KV cache is not lent to finetuning: %s", reason)
         else:
@@ -59,6 +61,8 @@ class _Scheduling:
         if lender is not None:
             lender.before_step(self._session.borrows)
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        if output.total_num_scheduled_tokens:
+            self._in_flight += 1
         tracker = self._tracker_of_run()
         if tracker is not None:
             tracker.state.kv_blocks_lent = lender.owned if lender is not None else 0
@@ -70,10 +74,12 @@ class _Scheduling:
 
     def update_from_output(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         outputs = super().update_from_output(scheduler_output, *args, **kwargs)  # type: ignore[misc]
-        if scheduler_output.total_num_scheduled_tokens and self._tracker is not None:
-            self._tracker.stepped()
+        if scheduler_output.total_num_scheduled_tokens:
+            self._in_flight -= 1
+            if self._tracker is not None:
+                self._tracker.stepped()
             self._session.observe()
-        if not self.running and not self.waiting:
+        if not self.running and not self.waiting and not self._in_flight:
             self._session.idle()
         return outputs
 

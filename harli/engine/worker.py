@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,7 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as BaseWorker
 
+LOG = logging.getLogger("vllm.harli")
 PR_SET_PDEATHSIG = 1
 
 
@@ -37,6 +39,12 @@ class HarliWorker(BaseWorker):  # type: ignore[misc]
         if multiprocessing.parent_process() is not None:
             os.setpgid(0, 0)  # a terminal's Ctrl-C is for the client, which still needs the engine to save
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # and no engine outlives its client
+
+    def init_device(self) -> None:
+        super().init_device()
+        self._partitioner = _partitioner()
+        self._session = session.Session(self._partitioner, ARRIVALS.pending)
+        session.install(self._session)  # vLLM warms up on CUDA by calling our hooks
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         config = self.vllm_config.scheduler_config
@@ -51,8 +59,13 @@ class HarliWorker(BaseWorker):  # type: ignore[misc]
 
     def compile_or_warm_up_model(self) -> Any:
         result = super().compile_or_warm_up_model()
-        self._session = session.Session(_partitioner(), ARRIVALS.pending)
-        session.install(self._session)
+        if not current_platform.is_cpu():
+            from harli.compute.cuda import CudaPartitioner
+            from harli.engine.cuda_graphs import capture_splits
+
+            assert isinstance(self._partitioner, CudaPartitioner)
+            capture_splits(self.model_runner, self._partitioner)
+        self._session.idle()
         self._control = Control(
             self._session,
             self.get_model(),
@@ -94,4 +107,12 @@ def _partitioner() -> Partitioner:
         from harli.compute.cpu import CpuPartitioner
 
         return CpuPartitioner()
-    raise NotImplementedError("SM partitions are not built yet; Harli runs on CPU")
+    import torch
+
+    from harli.compute.cuda import CudaPartitioner
+
+    partitioner = CudaPartitioner(torch.cuda.current_device())
+    if partitioner.reason:
+        LOG.warning("time slicing only: %s", partitioner.reason)
+    partitioner.adopt_decode()  # the model is loaded and its graphs are captured on decode's stream
+    return partitioner

@@ -3,20 +3,23 @@
 Graphs read and write fixed addresses, so everything that passes from one unit to the next lies in
 ``StaticBuffers``; what a unit needs in between lives in the graphs' common memory pool and is gone
 after it. A graph keeps the SMs of the stream it was captured on, hence one per unit and finetune share.
-Activations that a forward keeps for its backward are not covered: backward recomputes.
+Layers whose activations are kept in lent memory run eagerly: their blocks are other ones every time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harli.compute.base import Recorder
 from harli.finetune.model import CounterDropout
 
+LOG = logging.getLogger("vllm.harli")  # the engine's log, whose warnings a user is shown
 Work = Callable[[], None]
 Run = Callable[[int, "StaticBuffers"], None]
 
@@ -47,8 +50,7 @@ class StaticBuffers:
 class CapturedLayers:
     """Runs forward and backward (with recompute) of layers, from graphs where it has them, else eagerly."""
 
-    def __init__(self, layers: Sequence[nn.Module], record: Callable[[Work], Work]) -> None:
-        """``record``: takes down what a function submits, without running it, and returns what runs the record."""
+    def __init__(self, layers: Sequence[nn.Module], record: Recorder) -> None:
         self.failure = ""
         """Why some unit is eager for good; empty while none is."""
         self._layers = layers
@@ -58,6 +60,7 @@ class CapturedLayers:
         self._records: dict[tuple[Run, int, int], Work | None] = {}
         """By unit, layer and compute units; None for what has run eagerly so far."""
         self._buffers: StaticBuffers | None = None
+        self._eager = any(isinstance(module, CounterDropout) for layer in layers for module in layer.modules())
 
     def begin(self, hidden: Tensor, inputs: Mapping[str, Any]) -> StaticBuffers:
         """Start a micro-batch; one of another shape than the last drops all graphs. Returns what its units work on."""
@@ -76,13 +79,49 @@ class CapturedLayers:
         self._attach_gradients(index)
         self._run(self._backward, index, units)
 
+    def incomplete(self, shares: Iterable[int]) -> bool:
+        """Some graph for one of these finetune shares is still to be made."""
+        return not self._eager and (self._buffers is None or self.next_capture(shares) is not None)
+
+    def next_capture(self, shares: Iterable[int]) -> tuple[int, int] | None:
+        """A layer without graphs for one of these finetune shares, and the share; None if there is no such one."""
+        if self._buffers is None or self._eager:
+            return None
+        missing = (
+            (index, units)
+            for units in shares
+            for index in range(len(self._layers))
+            if self._records.get((self._forward, index, units)) is None
+        )
+        return next(missing, None)
+
+    def warm_up(self, units: int) -> None:
+        """Run a layer on the current stream, of ``units``, and drop what it makes, to set libraries up for captures."""
+        assert self._buffers is not None
+        hidden, layer = torch.zeros_like(self._buffers.hidden[0]).requires_grad_(), self._layers[0]
+        try:
+            with torch.enable_grad():
+                output = layer(hidden, **self._buffers.inputs)
+                torch.autograd.grad(output, [hidden, *self._trainable[0]], torch.zeros_like(output))
+        except RuntimeError as error:
+            self._eager = True
+            self._fail(error)
+            return
+        for index in range(len(self._layers)):
+            for run in (self._forward, self._backward):
+                self._records.setdefault((run, index, units), None)
+
+    def ready(self, units: int) -> bool:
+        """A layer has run on the stream of ``units``."""
+        return (self._forward, 0, units) in self._records
+
     def capture(self, index: int, units: int) -> None:
         """Make graphs, on the current stream, of a layer's units that have run on it, which set libraries up.
 
         Decode must not submit anything meanwhile: a capture switches torch's random generator over, and
         sampling tokens would fail. Layers with dropout stay eager: their masks are drawn on the host.
         """
-        if any(isinstance(module, CounterDropout) for module in self._layers[index].modules()):
+        if self._eager:
             return
         self._attach_gradients(index)
         for run in (self._forward, self._backward):
@@ -93,7 +132,7 @@ class CapturedLayers:
                     self._records[key] = self._record(work)
                 except RuntimeError as error:
                     self._records[key] = work
-                    self.failure = f"a unit could not be captured and stays eager: {error}".splitlines()[0]
+                    self._fail(error)
 
     def _run(self, run: Run, index: int, units: int) -> None:
         record = self._records.setdefault((run, index, units), None)
@@ -114,31 +153,17 @@ class CapturedLayers:
         if hidden.grad is not None:
             buffers.gradient.copy_(hidden.grad)
 
+    def _fail(self, error: RuntimeError) -> None:
+        if not self.failure:
+            self.failure = f"units of finetuning run without CUDA graphs: {error}".splitlines()[0]
+            LOG.warning(self.failure)
+
     def _attach_gradients(self, index: int) -> None:
         """An optimizer may have dropped the gradients, but a graph adds to the addresses that it knows."""
         for parameter, gradient in zip(self._trainable[index], self._gradients[index], strict=True):
             if parameter.grad is not gradient:
                 gradient.zero_()
                 parameter.grad = gradient
-
-
-def cuda_recorder() -> Callable[[Work], Work]:
-    """Captures on the current stream, for ``CapturedLayers``; all graphs share a memory pool, so they must run in turn.
-
-    The device is not synchronised. What it returns raises RuntimeError when something cannot be captured.
-    """
-    pool = torch.cuda.graph_pool_handle()
-
-    def record(work: Work) -> Work:
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            work()
-        finally:
-            graph.capture_end()
-        return graph.replay
-
-    return record
 
 
 def _tensors(inputs: Any) -> list[Tensor]:

@@ -93,7 +93,11 @@ def restore(job: Job, folder: Path) -> int:
         set_peft_model_state_dict(job.model, weights)
         for index, optimizer in enumerate(job.update.optimizers):
             for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
-                optimizer.state[parameter] = {name: tensors[f"{index}.{number}.{name}"] for name in OPTIMIZER_TENSORS}
+                state_of = {name: tensors[f"{index}.{number}.{name}"] for name in OPTIMIZER_TENSORS}
+                # The step's number stays on the host.
+                optimizer.state[parameter] = {
+                    name: tensor if name == "step" else tensor.to(parameter.device) for name, tensor in state_of.items()
+                }
         return int(state["updates"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _cannot_resume(folder, error) from error

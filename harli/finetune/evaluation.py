@@ -63,7 +63,8 @@ class _Pass:
 
     @torch.no_grad()
     def embed(self) -> None:
-        batch, decoder = self._batch, self._decoder
+        decoder = self._decoder
+        self._batch = batch = self._batch.to(decoder.embed_tokens.weight.device)
         self._hidden = decoder.embed_tokens(batch.input_ids)
         self._kwargs = {
             "attention_mask": attention_mask(batch),

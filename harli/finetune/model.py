@@ -37,9 +37,11 @@ class CounterDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
+        if self._generator.device != x.device:
+            self._generator = torch.Generator(x.device)
         self._generator.manual_seed(hash((*self.draw, self._index)) & MAX_SEED)
-        keep = torch.empty(x.shape, dtype=x.dtype).bernoulli_(1.0 - self.p, generator=self._generator)
-        return x * keep.to(x.device) / (1.0 - self.p)
+        keep = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        return x * keep.bernoulli_(1.0 - self.p, generator=self._generator) / (1.0 - self.p)
 
 
 def build_model(config: Any, tensors: Mapping[str, Tensor], lora: LoraSettings, *, name: str, seed: int) -> Any:
@@ -66,7 +68,8 @@ def build_model(config: Any, tensors: Mapping[str, Tensor], lora: LoraSettings, 
         model.lm_head.weight = model.model.embed_tokens.weight
     if missing := [key for key, value in model.named_parameters() if value.is_meta]:
         raise KeyError(f"the engine holds no weights for {', '.join(missing)}")
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its buffers are not weights
+    rotary = type(model.model.rotary_emb)(config=config)  # its buffers are not weights
+    model.model.rotary_emb = rotary.to(model.model.embed_tokens.weight.device)
     model.config.name_or_path = name
     peft_model = get_peft_model(
         model,

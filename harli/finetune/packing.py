@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,18 @@ class MicroBatch:
     """Positions that are not padded."""
     targets: int
     """Labels that are not -100."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on a device; itself where it is there already."""
+        if self.input_ids.device == device:
+            return self
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            labels=self.labels.to(device),
+            segment_ids=self.segment_ids.to(device),
+        )
 
 
 def pack(samples: Sequence[Sample], *, microbatch_tokens: int, seed: int, epoch: int) -> list[MicroBatch]:

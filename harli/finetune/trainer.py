@@ -61,6 +61,7 @@ class Trainer(threading.Thread):
         if self._kept is not None:
             self._kept.arena.loan.on_recall = gate.wake
         self._partitioner = partitioner
+        self._finetune_shares = [share.finetune for share in partitioner.menu.shares if share.finetune]
         self._folder = folder
         self._done = done
         self._checkpointed = done
@@ -96,6 +97,17 @@ class Trainer(threading.Thread):
     def memory(self) -> dict[str, int]:
         """Use of borrowed memory; empty where none can be borrowed."""
         return {} if self._kept is None else self._kept.figures()
+
+    @property
+    def preparing(self) -> bool:
+        """Graphs are being made, for which nobody should have to wait."""
+        captured, whole = self._job.update.captured, self._partitioner.units
+        return (
+            self.state.ready
+            and captured is not None
+            and self.gate.allowed == whole
+            and captured.incomplete(self._finetune_shares)
+        )
 
     def run(self) -> None:
         settings = self._job.settings
@@ -153,6 +165,7 @@ class Trainer(threading.Thread):
 
     def _run_units(self, units: Iterable[Unit]) -> bool:
         for unit in units:
+            self._capture()
             granted = self._enter(unit)
             if unit.name != "optimizer":  # half a pass can be dropped, half an optimizer step cannot
                 if not granted:
@@ -165,6 +178,32 @@ class Trainer(threading.Thread):
             finally:
                 self.gate.leave()
         return True
+
+    def _capture(self) -> None:
+        """Make graphs of units while the whole device is ours and no request is there.
+
+        A capture switches torch's random state over, so decode, which samples with it, must not submit anything
+        meanwhile; it waits for whoever holds the whole device. One layer at a time, as short as a unit.
+        """
+        captured, partitioner = self._job.update.captured, self._partitioner
+        if captured is None:
+            return
+        while not self.beside_decode and (missing := captured.next_capture(self._finetune_shares)) is not None:
+            index, units = missing
+            granted = self.gate.enter(0.0, self._recalled)
+            if not granted:
+                return
+            try:
+                if granted < partitioner.units:
+                    return
+                partitioner.set_finetune(units)
+                if captured.ready(units):
+                    captured.capture(index, units)
+                else:
+                    captured.warm_up(units)
+                    partitioner.wait_finetune()
+            finally:
+                self.gate.leave()
 
     def _enter(self, unit: Unit) -> int:
         """Wait for the gate; memory that is recalled before the unit may start is vacated at once."""
@@ -185,10 +224,9 @@ class Trainer(threading.Thread):
         key = (kind, units)
         expected = self._expected_ms[key]
         self.gate.expect(expected)
+        self._job.update.compute_units = units
         began = time.monotonic()
-        unit.run()
-        self._partitioner.wait_finetune()
-        took_ms = (time.monotonic() - began) * 1e3
+        took_ms = self._partitioner.run_finetune(unit.run)
         self._expected_ms[key] = expected + SMOOTHING * (took_ms - expected) if expected else took_ms
         self.tokens_done += unit.tokens
         if self._kept is not None:

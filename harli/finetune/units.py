@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harli.compute.base import Recorder
 from harli.finetune.activations import KeptActivations
+from harli.finetune.captured import CapturedLayers, StaticBuffers
 from harli.finetune.model import CounterDropout
 from harli.finetune.packing import MicroBatch, attention_mask
 
@@ -55,6 +57,10 @@ class LayerwiseUpdate:
         self._seed = seed
         self.kept: KeptActivations | None = None
         """Set while there is memory to borrow."""
+        self.captured: CapturedLayers | None = None
+        """Set where units run from graphs."""
+        self.compute_units = 0
+        """What the unit that runs has of the device."""
         self.passes = 0
         """Micro-batches begun; dropout's masks follow from it."""
         per_layer = [[p for p in layer.parameters() if p.requires_grad] for layer in self._layers]
@@ -68,6 +74,10 @@ class LayerwiseUpdate:
     @property
     def layers(self) -> int:
         return len(self._layers)
+
+    def use_graphs(self, record: Recorder) -> None:
+        """Run units from graphs once they have been captured."""
+        self.captured = CapturedLayers(self._layers, record)
 
     def units(self, batches: Sequence[MicroBatch], learning_rate: float) -> Iterator[Unit]:
         """The units of one update over ``batches``; ``loss`` holds the mean loss per target once they have run."""
@@ -99,9 +109,11 @@ class _Pass:
         self._inputs: list[Tensor] = []
         self._hidden = self._gradient = torch.empty(0)
         self._kwargs: dict[str, Any] = {}
+        self._buffers: StaticBuffers | None = None
 
     def embed(self) -> None:
-        update, batch = self._update, self._batch
+        update = self._update
+        self._batch = batch = self._batch.to(update._embed.weight.device)
         update.passes += 1
         for dropout in update._dropouts:
             dropout.draw = (update._seed, update.passes)
@@ -113,6 +125,8 @@ class _Pass:
             self._kwargs = {"attention_mask": bias, "position_embeddings": rotary}
         if update.kept is not None:
             update.kept.begin(batch.input_ids.shape[1], (bias, *rotary))
+        if update.captured is not None:
+            self._buffers = update.captured.begin(self._hidden, self._kwargs)
 
     def forward(self, index: int) -> None:
         update = self._update
@@ -120,6 +134,11 @@ class _Pass:
         layer = partial(update._layers[index], **self._kwargs)
         if update.kept is not None and self.may_keep(index):
             self._hidden = update.kept.forward(index, update.layers - index, layer, self._hidden)
+            return
+        if update.captured is not None and self._buffers is not None:
+            _put(self._hidden, self._buffers.hidden[index])
+            update.captured.forward(index, update.compute_units)
+            self._hidden = self._buffers.hidden[index + 1]
             return
         with torch.no_grad():
             self._hidden = layer(self._hidden)
@@ -155,6 +174,11 @@ class _Pass:
         update, hidden = self._update, self._inputs.pop()
         if update.kept is not None and update.kept.holds(index):
             gradient = update.kept.backward(self._gradient)
+        elif update.captured is not None and self._buffers is not None:
+            _put(hidden, self._buffers.hidden[index])
+            _put(self._gradient, self._buffers.gradient)
+            update.captured.backward(index, update.compute_units)
+            gradient = self._buffers.gradient
         else:
             hidden.requires_grad_(index > 0)
             with torch.enable_grad():
@@ -163,6 +187,11 @@ class _Pass:
         if index:
             assert gradient is not None
             self._gradient = gradient
+
+
+def _put(value: Tensor, place: Tensor) -> None:
+    if value is not place:
+        place.copy_(value)
 
 
 def _step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

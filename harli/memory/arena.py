@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -23,8 +23,12 @@ class Arena:
     carry into a request's output. For the finetuning thread alone.
     """
 
-    def __init__(self, regions: Sequence[Tensor], loan: Loan) -> None:
-        """``regions``: as ``layout.block_regions`` returns them, of ``loan.total`` blocks."""
+    def __init__(self, regions: Sequence[Tensor], loan: Loan, wait: Callable[[], None] = lambda: None) -> None:
+        """``regions``: as ``layout.block_regions`` returns them, of ``loan.total`` blocks.
+
+        ``wait`` returns when the device has done what the calling thread gave it.
+        """
+        self._wait = wait
         self.loan = loan
         self.peak_bytes = 0
         """Most bytes in use at a time."""
@@ -64,8 +68,10 @@ class Arena:
     def release(self, mark: Mark | None = None) -> None:
         """Clean what was allocated since ``mark`` (all of it without one) and let go of its blocks."""
         ends = [self._end] * len(self._tops) if mark is None else list(mark)
-        for region, top, end in zip(self._regions, self._tops, ends, strict=True):
-            if top < end:
-                region[top:end].zero_()
+        if self._tops != ends:
+            for region, top, end in zip(self._regions, self._tops, ends, strict=True):
+                if top < end:
+                    region[top:end].zero_()
+            self._wait()  # a block is clean only then
         self._tops = ends
         self.loan.settle(min(ends) // self._page)

@@ -84,6 +84,8 @@ class FinetuneInfo(Info):
     shared_bytes: NonNegativeInt = 0
     """Bytes of base weights that finetuning uses in place, out of ``base_bytes``."""
     base_bytes: NonNegativeInt = 0
+    memory: dict[str, NonNegativeInt] = {}
+    """Borrowed memory by the end: bytes at most, layers whose activations were kept, and those dropped by a recall."""
 
 
 class PredictorInfo(Info):

@@ -36,6 +36,7 @@ METRICS = (
     "predictor/bound_width",
     "memory/lent_mean",
     "memory/lent_peak",
+    "memory/kept_layers_mean",
     "memory/reclaims",
     "memory/reclaim_p99_ms",
     "scheduler/decision_p99_us",
@@ -60,7 +61,8 @@ def summarise(
     committed updates. Batch is the mean over steps. ITL attainment is the fraction of output tokens
     after the first whose gap is within the SLO; TPOT attainment the fraction of requests for two or
     more output tokens whose mean gap is. A failed request misses both, with every gap it asked for.
-    Lent memory is a fraction of the KV cache while decode runs; reclaims are those that requests needed at once.
+    Lent memory is a fraction of the KV cache while decode runs, kept layers are those that finetuning did not have to
+    recompute then; reclaims are those that requests needed at once.
     Predictions are judged at the shares that steps really had, after the first ``SETTLED_STEPS`` of them,
     in which the online correction finds its level.
     """
@@ -117,12 +119,14 @@ def _prediction(steps: pa.Table) -> dict[str, float | None]:
 
 
 def _memory(steps: pa.Table) -> dict[str, float | None]:
-    """How much of the KV cache was lent, as a mean over steps and at most, and what getting it back took."""
+    """How much of the KV cache was lent, as a mean over steps and at most, to what end, and what recalls took."""
     lent = _column(steps, "kv_blocks_lent") / np.maximum(_column(steps, "kv_blocks_total"), 1.0)
     reclaim_ms = _column(steps, "reclaim_ms")
+    kept = _column(steps, "kept_layers")[_column(steps, "microbatch_tokens") > 0]
     return {
         "memory/lent_mean": float(lent.mean()) if lent.size else None,
         "memory/lent_peak": float(lent.max()) if lent.size else None,
+        "memory/kept_layers_mean": float(kept.mean()) if kept.size else None,
         "memory/reclaims": float(np.isfinite(reclaim_ms).sum()),
         "memory/reclaim_p99_ms": _percentile(reclaim_ms, 99),
     }

@@ -1,12 +1,12 @@
 """One engine process's co-location: what the scheduler's and the worker's hooks call at every step.
 
 The order of calls in a step, all on the engine's thread: ``decide`` (scheduler), ``begin_step`` and
-``end_step`` (worker), ``observe`` (scheduler); ``idle`` when the last request has left.
+``end_step`` (worker), ``observe`` (scheduler); ``idle`` when the last request has left and no step is in
+flight. With asynchronous scheduling the next step is decided, begun and ended before one is observed.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
@@ -16,10 +16,13 @@ from harli.finetune.trainer import Trainer
 from harli.memory.lender import Lender
 from harli.memory.loan import Loan
 from harli.runtime.controller import Controller
-from harli.types import Decision, DecodeState, FinetuneState, Slo, StepRecord
+from harli.runtime.steps import Hooks, Steps
+from harli.types import Decision, DecodeState, FinetuneState, Slo
 
 STALL_S = 5.0
 """A unit that holds the device this long while decode waits for it has stalled."""
+PAUSED_S = 1.0
+"""A unit that ends within this time after all had not stalled: the whole process was paused."""
 
 
 class Session:
@@ -46,10 +49,9 @@ class Session:
         self._adopted = False
         self._clock_zero = 0.0
         self._is_idle = True
-        self._step: Decision | None = None
-        self._cpu_ms: tuple[float, float]
-        self._predicted_ms: tuple[float, float]
-        self._reset_step()
+        self._decode = DecodeState()
+        self._steps = Steps(partitioner)
+        self._hooks = Hooks()
 
     @property
     def active(self) -> bool:
@@ -66,7 +68,7 @@ class Session:
         self.controller, self._clock_zero = controller, clock_zero
         if self.trainer is not None:
             self.trainer.clock_zero = clock_zero
-        self._timer.interrupt()
+        self._steps.interrupt()
         if self._is_idle:
             self.idle()
 
@@ -77,7 +79,7 @@ class Session:
         self.trainer = trainer
         if self.controller is not None:
             trainer.clock_zero = self._clock_zero
-        self._tokens_seen = 0.0
+        self._steps.tokens_seen = 0.0
         trainer.start()
         if self._is_idle:
             self.idle()
@@ -123,107 +125,65 @@ class Session:
         controller = self.controller
         assert controller is not None
         cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
-        self._decode = observe_decode()
+        self._decode = decode = observe_decode()
+        if self._steps.in_flight:  # the step will begin when those are over
+            decode.slack_ms -= self._steps.busy_ms(decode.time_s)
         finetune = self.finetune
         finetune.held_units = self._held
         finetune.held_ms = self.gate.held_ms
-        decision = controller.decide(self._decode, finetune)
+        decision = controller.decide(decode, finetune)
         if self.paused:
             decision = self._alone
         if not decision.exclusive_ms:  # no unit starts any more that the step would have to wait for
             self.gate.allow(min(self.gate.allowed, decision.share.finetune))
-        self._decide_wall_us = (time.perf_counter_ns() - wall) / 1e3
-        self._decide_cpu_us = (time.thread_time_ns() - cpu) / 1e3
-        controller.decided(self._decide_cpu_us / 1e3)
+        hooks = self._hooks
+        hooks.decide_wall_us = (time.perf_counter_ns() - wall) / 1e3
+        hooks.decide_cpu_us = (time.thread_time_ns() - cpu) / 1e3
+        controller.decided(hooks.decide_cpu_us / 1e3)
         return decision
 
     def begin_step(self, decision: Decision | None) -> None:
         """Run the window, then give decode its part of the device. Waits for a unit only if it holds everything."""
-        self._step = decision
         self._is_idle = False
-        if decision is None:
+        controller = self.controller
+        if decision is None or controller is None:
+            self._steps.skip()
             return
         if self.trainer is not None:
             self.trainer.beside_decode = True
-        began = time.perf_counter()
-        gate, share = self.gate, decision.share
-        self._window_ms = 0.0
+        gate, hooks, finetune_units = self.gate, self._hooks, decision.share.finetune
+        hooks.began()
         if decision.exclusive_ms > 0.0 and self.finetune.ready:
+            if self._steps.in_flight:  # a window begins when decode has stopped
+                hooks.drained_ms = _wall_ms(self.partitioner.wait_decode)
             self._wait(lambda limit: gate.window(decision.exclusive_ms, limit))
-        gate.allow(share.finetune)
+        elif self._steps.in_flight:  # what the step before holds is free when that is observed
+            finetune_units = min(finetune_units, self.partitioner.units - self._steps.last_decode_units)
+        gate.allow(finetune_units)
         if not gate.free:
             self._wait(gate.wait_free)
         else:
             self.check_stall()
-        self._decode_units = self.partitioner.units if self.failure else self._largest(min(share.decode, gate.free))
-        self.partitioner.set_decode(self._decode_units)
-        if self.controller is not None:
-            self._predicted_ms = self.controller.predicted_ms(self._decode_units)
-        self._finetune_units = max(self._held, share.finetune if self.finetune.ready else 0)
-        self._hook_us = (time.perf_counter() - began) * 1e6 - self._window_ms * 1e3
-        self._timer.begin()
+        decode_units = self.partitioner.units if self.failure else self._largest(min(decision.share.decode, gate.free))
+        self.partitioner.set_decode(decode_units)
+        hooks.lender = self.lender if self.loan is not None else None
+        units = decode_units, self._held
+        self._steps.begin(controller, decision, self._decode, self.finetune, units, hooks, self._clock_zero)
 
     def end_step(self) -> None:
-        """The step's tokens are there."""
-        if self._step is not None:
-            self._timer.end()
+        """The step has been given to the device; on a CPU its tokens are there."""
+        self._steps.end()
 
     def observe(self) -> None:
-        """Write down the step that just ended."""
-        decision, controller = self._step, self.controller
-        if decision is None or controller is None:
-            return
-        self._step = None
-        if (times := self._timer.take()) is None:
-            return
-        began = time.perf_counter()
-        decode, trainer = self._decode, self.trainer
-        lender = self.lender if self.loan is not None else None
-        tokens = 0.0
-        if trainer is not None:
-            tokens, self._tokens_seen = trainer.tokens_done - self._tokens_seen, trainer.tokens_done
-        decode_cpu_ms, finetune_cpu_ms = self.partitioner.cpu_ms()
-        controller.observe(
-            StepRecord(
-                step=decode.step,
-                time_s=decode.time_s - self._clock_zero,
-                batch=decode.batch,
-                context_sum=decode.context_sum,
-                context_max=decode.context_max,
-                prefill_tokens=decode.prefill_tokens,
-                admitted=decode.admitted,
-                waiting=decode.waiting,
-                kv_blocks_free=decode.kv_blocks_free,
-                kv_blocks_total=decode.kv_blocks_total,
-                kv_blocks_lent=decode.kv_blocks_lent,
-                slack_ms=decode.slack_ms,
-                microbatch_tokens=self.finetune.microbatch_tokens,
-                kept_layers=self.finetune.kept_layers,
-                wanted_finetune=decision.share.finetune,
-                decode_units=self._decode_units,
-                finetune_units=self._finetune_units,
-                exclusive_ms=decision.exclusive_ms,
-                window_ms=self._window_ms + (lender.waited_ms if lender else 0.0),
-                reclaim_ms=lender.reclaim_ms if lender else math.nan,
-                latency_ms=times.latency_ms,
-                gap_ms=times.gap_ms,
-                predicted_ms=self._predicted_ms[0],
-                bound_ms=self._predicted_ms[1],
-                finetune_tokens=tokens,
-                decode_cpu_ms=decode_cpu_ms - self._cpu_ms[0],
-                finetune_cpu_ms=finetune_cpu_ms - self._cpu_ms[1],
-                decide_cpu_us=self._decide_cpu_us,
-                decide_wall_us=self._decide_wall_us,
-                hook_us=self._hook_us + (lender.hook_us if lender else 0.0) + (time.perf_counter() - began) * 1e6,
-            )
-        )
-        self._cpu_ms = decode_cpu_ms, finetune_cpu_ms
+        """Write down the steps whose times are known by now."""
+        while self._steps.take(self.trainer):
+            if self._steps.in_flight and self.finetune.ready:
+                self.gate.allow(self._steps.next_finetune_units)
 
     def idle(self) -> None:
-        """Decode has no request: finetuning may have what the policy gives it, up to the whole device."""
+        """Nothing runs or waits: finetuning may have what the policy gives it, up to the whole device."""
         self._is_idle = True
-        self._timer.interrupt()
-        self._cpu_ms = (math.nan, math.nan)
+        self._steps.interrupt()
         if self.trainer is not None:
             self.trainer.beside_decode = False
         if self.lender is not None:
@@ -248,7 +208,7 @@ class Session:
         self.enabled = enabled
         self.gate.allow(0)
         self.partitioner.set_decode(self.partitioner.units)
-        self._timer.interrupt()
+        self._steps.interrupt()
         if self.lender is not None and not enabled:
             self.lender.give_back()
         if self._is_idle:
@@ -275,7 +235,7 @@ class Session:
         began = time.perf_counter()
         if not until(STALL_S):
             self._stalled()
-        self._window_ms += (time.perf_counter() - began) * 1e3
+        self._hooks.window_ms += (time.perf_counter() - began) * 1e3
 
     def check_stall(self) -> None:
         """Write off a unit that has been running for too long."""
@@ -283,7 +243,9 @@ class Session:
             self._stalled()
 
     def _stalled(self) -> None:
-        """Write the unit off: decode uses the whole device from here on, beside it."""
+        """Write the unit off, unless it ends after all: decode uses the whole device from here on, beside it."""
+        if not self.gate.outlasts(PAUSED_S):
+            return
         self.failure = f"finetuning stopped: a unit has been running for more than {STALL_S:.0f} s"
         self.gate.close()
 
@@ -291,16 +253,11 @@ class Session:
         """The largest decode part on the menu that is no more than ``units``; 0 if there is none."""
         return max((share.decode for share in self.partitioner.menu.shares if share.decode <= units), default=0)
 
-    def _reset_step(self) -> None:
-        self._decode = DecodeState()
-        self._decode_units = self.partitioner.units
-        self._finetune_units = 0
-        self._window_ms = self._hook_us = 0.0
-        self._decide_cpu_us = self._decide_wall_us = 0.0
-        self._timer = self.partitioner.timer()
-        self._tokens_seen = 0.0
-        self._predicted_ms = (math.nan, math.nan)
-        self._cpu_ms = (math.nan, math.nan)
+
+def _wall_ms(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return (time.perf_counter() - began) * 1e3
 
 
 _current: Session | None = None

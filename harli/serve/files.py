@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from harli.finetune.dataset import check_lines
-from harli.serve.store import File, Store
+from harli.serve.rows import File
+from harli.serve.store import Store
 from harli.types import HarliError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from starlette.datastructures import UploadFile
 
 from harli.serve.files import FileFolder
 from harli.serve.http import bad_request, limited_form, page
-from harli.serve.store import File, Store
+from harli.serve.rows import File
+from harli.serve.store import Store
 
 PURPOSE = "fine-tune"
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from harli import crashes
-from harli.finetune.trainer import ADAPTER
+from harli.finetune.trainer import ADAPTER, one_line
 from harli.serve.adapters import Adapters, model_name
 from harli.serve.files import FileFolder
 from harli.serve.jobs import NEXT, Job, JobError, Status
@@ -66,8 +66,6 @@ class JobRunner:
 
     async def start(self) -> None:
         """Serve the adapters of finished jobs again, and go on with the others."""
-        for job in self._store.jobs_in(Status.RUNNING):
-            self._store.move(job.id, Status.QUEUED)
         for job in self._store.jobs_in(Status.SUCCEEDED):
             if job.model:
                 await self._serve_again(job.id, job.model)
@@ -75,7 +73,7 @@ class JobRunner:
 
     async def stop(self) -> None:
         """End after the running unit; the job that runs is saved, and queued again."""
-        self.stopping = True
+        self.stopping = self.stopping or not self._engine.errored
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -101,14 +99,18 @@ class JobRunner:
                 settings = await asyncio.to_thread(
                     self._planner.plan, request, training, validation, self._folder / job.id
                 )
-            except (HarliError, OSError) as error:
-                self._fail(job, "invalid_file", str(error), "training_file")
+            except Exception as error:  # whatever is wrong with one job's files, the next job is looked at
+                message = str(error) if isinstance(error, HarliError) else one_line(error)
+                self._fail(job, "invalid_file", message, "training_file")
                 continue
             if self._store.job(job.id).status is Status.VALIDATING:
                 self._store.set_settings(job.id, settings)
                 self._store.move(job.id, Status.QUEUED)
 
     async def _train_next(self) -> None:
+        for interrupted in self._store.jobs_in(Status.RUNNING):  # left by a killed server, or by a full disk
+            self._store.add_event(interrupted.id, "interrupted; the job goes on from its last checkpoint", "warn")
+            self._store.move(interrupted.id, Status.QUEUED)
         job = self._store.next_job()
         if job is None:
             return
@@ -123,11 +125,10 @@ class JobRunner:
                 await self._conclude(job, status)
         except HarliError as error:
             self._fail(job, "not_started", str(error))
-        except EngineDeadError:
-            if not self.stopping:
-                crashes.note(job.id)
-            raise
         finally:
+            if self._engine.errored and not self.stopping:
+                crashes.note(job.id)
+                self._store.add_event(job.id, "the engine process died while the job was running", "warn")
             after = self._store.job(job.id).status
             if after is Status.RUNNING:
                 self._store.move(job.id, Status.QUEUED)

@@ -8,157 +8,47 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
 from harli.config import FinetuneSettings
+from harli.serve.database import Database
 from harli.serve.jobs import ENDED, NEXT, Job, JobError, JobRequest, Status
+from harli.serve.rows import Event, File, Level
 from harli.types import HarliError, UpdateRecord
-
-VERSION = 1
-SCHEMA = """
-CREATE TABLE files (
-    id TEXT PRIMARY KEY, filename TEXT NOT NULL, bytes INTEGER NOT NULL, created_at INTEGER NOT NULL
-);
-CREATE TABLE jobs (
-    id TEXT PRIMARY KEY,
-    request TEXT NOT NULL,
-    priority INTEGER NOT NULL,
-    status TEXT NOT NULL,
-    created_at INTEGER NOT NULL,
-    finished_at INTEGER,
-    turn INTEGER NOT NULL DEFAULT 0,
-    settings TEXT,
-    updates_done INTEGER NOT NULL DEFAULT 0,
-    trained_tokens INTEGER NOT NULL DEFAULT 0,
-    model TEXT,
-    error TEXT
-);
-CREATE INDEX jobs_by_status ON jobs (status, priority, turn);
-CREATE TABLE events (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    job TEXT NOT NULL REFERENCES jobs (id),
-    created_at INTEGER NOT NULL,
-    level TEXT NOT NULL,
-    type TEXT NOT NULL,
-    message TEXT NOT NULL,
-    data TEXT
-);
-CREATE INDEX events_by_job ON events (job, number);
-"""
-Level = Literal["info", "warn", "error"]
 
 
 class StateError(HarliError):
     """The job is in a state from which it cannot go where it was asked to."""
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """An uploaded file; its content lies in the folder of files under its id."""
-
-    id: str
-    filename: str
-    bytes: int
-    created_at: int
-
-    def describe(self) -> dict[str, Any]:
-        """The object of OpenAI's API."""
-        return {
-            "id": self.id,
-            "object": "file",
-            "bytes": self.bytes,
-            "created_at": self.created_at,
-            "filename": self.filename,
-            "purpose": "fine-tune",
-            "status": "processed",
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    number: int
-    created_at: int
-    level: str
-    type: str
-    message: str
-    data: dict[str, Any] | None
-
-    @property
-    def id(self) -> str:
-        return f"ftevent-{self.number}"
-
-    def describe(self) -> dict[str, Any]:
-        """The object of OpenAI's API."""
-        return {
-            "id": self.id,
-            "object": "fine_tuning.job.event",
-            "created_at": self.created_at,
-            "level": self.level,
-            "message": self.message,
-            "type": self.type,
-            "data": self.data,
-        }
-
-
-class Store:
-    """One connection, which one server has to itself. A call takes well under a millisecond."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises HarliError if another server uses the database, or a newer Harli made it."""
-        self._connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
-        self._connection.row_factory = sqlite3.Row
-        try:
-            self._run("PRAGMA locking_mode = EXCLUSIVE")
-            (version,) = self._run("PRAGMA user_version").fetchone()
-            if version > VERSION:
-                raise HarliError(f"{path} was made by a newer Harli; use that one, or another folder")
-            self._run("PRAGMA journal_mode = WAL")
-            self._run("PRAGMA synchronous = NORMAL")
-            self._run("PRAGMA foreign_keys = ON")
-            if version == 0:
-                with self._transaction():
-                    for statement in SCHEMA.split(";\n"):
-                        self._run(statement)
-                    self._run(f"PRAGMA user_version = {VERSION}")
-        except (sqlite3.Error, HarliError) as error:
-            self._connection.close()
-            if isinstance(error, sqlite3.OperationalError):
-                raise HarliError(f"cannot open {path}: {error}; is another server using it?") from error
-            if isinstance(error, sqlite3.Error):
-                raise HarliError(f"cannot open {path}: {error}; move it away to begin with an empty one") from error
-            raise
-
-    def close(self) -> None:
-        self._connection.close()
+class Store(Database):
+    """The tables of one server."""
 
     # Files
 
     def add_file(self, file: File) -> None:
-        self._run("INSERT INTO files VALUES (?, ?, ?, ?)", file.id, file.filename, file.bytes, file.created_at)
+        self.run("INSERT INTO files VALUES (?, ?, ?, ?)", file.id, file.filename, file.bytes, file.created_at)
 
     def file(self, id_: str) -> File | None:
-        row = self._run("SELECT * FROM files WHERE id = ?", id_).fetchone()
+        row = self.run("SELECT * FROM files WHERE id = ?", id_).fetchone()
         return File(**row) if row else None
 
     def files(self, after: str | None, limit: int) -> list[File]:
         """The newest first, from the one after ``after``."""
-        rows = self._run(f"SELECT * FROM files WHERE {_OLDER.format('files')} LIMIT ?", after, after, limit)
+        rows = self.run(f"SELECT * FROM files WHERE {_OLDER.format('files')} LIMIT ?", after, after, limit)
         return [File(**row) for row in rows]
 
     def count_files(self) -> int:
-        return int(self._run("SELECT count(*) FROM files").fetchone()[0])
+        return int(self.run("SELECT count(*) FROM files").fetchone()[0])
 
     def delete_file(self, id_: str) -> None:
-        self._run("DELETE FROM files WHERE id = ?", id_)
+        self.run("DELETE FROM files WHERE id = ?", id_)
 
     # Jobs
 
     def add_job(self, id_: str, request: JobRequest) -> Job:
-        self._run(
+        self.run(
             "INSERT INTO jobs (id, request, priority, status, created_at) VALUES (?, ?, ?, ?, ?)",
             id_,
             request.model_dump_json(),
@@ -171,23 +61,23 @@ class Store:
 
     def job(self, id_: str) -> Job:
         """Raises KeyError if there is none."""
-        row = self._run("SELECT * FROM jobs WHERE id = ?", id_).fetchone()
+        row = self.run("SELECT * FROM jobs WHERE id = ?", id_).fetchone()
         if row is None:
             raise KeyError(id_)
         return _job(row)
 
     def jobs(self, after: str | None, limit: int) -> list[Job]:
         """The newest first, from the one after ``after``."""
-        rows = self._run(f"SELECT * FROM jobs WHERE {_OLDER.format('jobs')} LIMIT ?", after, after, limit)
+        rows = self.run(f"SELECT * FROM jobs WHERE {_OLDER.format('jobs')} LIMIT ?", after, after, limit)
         return [_job(row) for row in rows]
 
     def jobs_in(self, status: Status) -> list[Job]:
         """The oldest first."""
-        return [_job(row) for row in self._run("SELECT * FROM jobs WHERE status = ? ORDER BY rowid", status)]
+        return [_job(row) for row in self.run("SELECT * FROM jobs WHERE status = ? ORDER BY rowid", status)]
 
     def next_job(self) -> Job | None:
         """The queued job whose turn it is: of the highest priority, the one that has waited longest for a turn."""
-        row = self._run(
+        row = self.run(
             "SELECT * FROM jobs WHERE status = ? ORDER BY priority DESC, turn, rowid LIMIT 1", Status.QUEUED
         ).fetchone()
         return _job(row) if row else None
@@ -195,11 +85,11 @@ class Store:
     def take_turn(self, id_: str) -> None:
         """The queued job runs from here on, and is the last of its priority to have had a turn."""
         self.move(id_, Status.RUNNING)
-        self._run("UPDATE jobs SET turn = (SELECT max(turn) + 1 FROM jobs) WHERE id = ?", id_)
+        self.run("UPDATE jobs SET turn = (SELECT max(turn) + 1 FROM jobs) WHERE id = ?", id_)
 
     def count_unfinished(self) -> int:
         marks = ", ".join("?" * len(ENDED))
-        return int(self._run(f"SELECT count(*) FROM jobs WHERE status NOT IN ({marks})", *ENDED).fetchone()[0])
+        return int(self.run(f"SELECT count(*) FROM jobs WHERE status NOT IN ({marks})", *ENDED).fetchone()[0])
 
     def move(self, id_: str, status: Status, error: JobError | None = None, model: str | None = None) -> None:
         """Bring the job into another state. Raises StateError where ``NEXT`` does not allow it."""
@@ -208,8 +98,8 @@ class Store:
             raise StateError(f"job {id_} is {present} and cannot become {status}")
         finished_at = int(time.time()) if status in ENDED else None
         why = error.model_dump_json() if error else None
-        with self._transaction():
-            self._run(
+        with self.transaction():
+            self.run(
                 "UPDATE jobs SET status = ?, finished_at = ?, error = ?, model = ? WHERE id = ?",
                 status,
                 finished_at,
@@ -220,25 +110,25 @@ class Store:
             self.add_event(id_, error.message if error else f"job {status}", "error" if error else "info")
 
     def set_settings(self, id_: str, settings: FinetuneSettings) -> None:
-        self._run("UPDATE jobs SET settings = ? WHERE id = ?", settings.model_dump_json(), id_)
+        self.run("UPDATE jobs SET settings = ? WHERE id = ?", settings.model_dump_json(), id_)
 
     def job_of_model(self, model: str) -> Job | None:
         """The job whose adapter is served as ``model``."""
-        row = self._run("SELECT * FROM jobs WHERE model = ?", model).fetchone()
+        row = self.run("SELECT * FROM jobs WHERE model = ?", model).fetchone()
         return _job(row) if row else None
 
     def forget_model(self, id_: str) -> None:
         """The job's adapter is served no more."""
-        self._run("UPDATE jobs SET model = NULL WHERE id = ?", id_)
+        self.run("UPDATE jobs SET model = NULL WHERE id = ?", id_)
 
     def add_updates(self, id_: str, updates: Iterable[UpdateRecord]) -> None:
         """Note committed updates, each with an event; one that is done again after a crash is counted once."""
-        with self._transaction():
+        with self.transaction():
             for update in updates:
                 step = update.update + 1
                 data = {"step": step, "train_loss": update.loss, "learning_rate": update.learning_rate}
                 self.add_event(id_, f"update {step}: loss {update.loss:.4f}", data=data)
-                self._run(
+                self.run(
                     "UPDATE jobs SET updates_done = ?, trained_tokens = trained_tokens + ? "
                     "WHERE id = ? AND updates_done < ?",
                     step,
@@ -250,7 +140,7 @@ class Store:
     # Events
 
     def add_event(self, id_: str, message: str, level: Level = "info", data: dict[str, Any] | None = None) -> None:
-        self._run(
+        self.run(
             "INSERT INTO events (job, created_at, level, type, message, data) VALUES (?, ?, ?, ?, ?, ?)",
             id_,
             int(time.time()),
@@ -263,7 +153,7 @@ class Store:
     def events(self, id_: str, after: str | None, limit: int) -> list[Event]:
         """The newest first, from the one after the event with the id ``after``."""
         before = int(after.rpartition("-")[2]) if after else 1 << 62
-        rows = self._run(
+        rows = self.run(
             "SELECT number, created_at, level, type, message, data FROM events WHERE job = ? AND number < ? "
             "ORDER BY number DESC LIMIT ?",
             id_,
@@ -271,20 +161,6 @@ class Store:
             limit,
         )
         return [Event(**{**row, "data": json.loads(row["data"]) if row["data"] else None}) for row in rows]
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All of it or nothing."""
-        self._run("BEGIN")
-        try:
-            yield
-        except BaseException:
-            self._run("ROLLBACK")
-            raise
-        self._run("COMMIT")
-
-    def _run(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        return self._connection.execute(statement, values)
 
 
 _OLDER = "(? IS NULL OR rowid < (SELECT rowid FROM {0} WHERE id = ?)) ORDER BY rowid DESC"

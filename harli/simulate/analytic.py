@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from harli.config import FinetuneSettings
-from harli.simulate.device import Device, Noise, units_per_pass
+from harli.simulate.device import Device, Noise
 from harli.types import Costs, DecodeState, FinetuneState, Menu, Share, UnitTime
 from predictor.base import Floats, Forecast, Outlook, Predictor
+from predictor.units import units_per_pass
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class AnalyticPredictor(Predictor):
         self.unit_times = tuple(
             UnitTime(kind, part, device.pass_tokens, 0, often, mean_ms, mean_ms * device.noise.unit_quantile(0.99))
             for part in parts
-            for kind, often in units_per_pass(device.layers, finetune.accumulation).items()
+            for kind, often in units_per_pass(device.layers, 0, finetune.accumulation).items()
+            if often
             for mean_ms in (device.unit_ms(kind, part),)
         )
         rates = {part: 1e3 * device.pass_tokens / device.pass_ms(part, finetune.accumulation) for part in parts}

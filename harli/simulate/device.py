@@ -12,6 +12,7 @@ import numpy as np
 
 from harli.types import DecodeState, FinetuneState, HarliError, Menu
 from predictor.base import Floats, Predictor
+from predictor.units import units_per_pass
 
 BLOCK = 4096
 """Ratios drawn at a time: one call of numpy per number would take longer than a step's simulation."""
@@ -81,17 +82,6 @@ class Noise:
         return 1.0 + self.drift_per_minute * time_s / 60.0
 
 
-def units_per_pass(layers: int, accumulation: int) -> dict[str, float]:
-    """Units of each kind in a micro-batch; the optimizer's are spread over the micro-batches of an update."""
-    return {
-        "embed": 1.0,
-        "forward": float(layers),
-        "loss": 1.0,
-        "backward": float(layers),
-        "optimizer": layers / accumulation,
-    }
-
-
 class Device(ABC):
     """One device with one model on it, and the chance that makes its steps vary.
 
@@ -104,6 +94,8 @@ class Device(ABC):
     menu: Menu
     layers: int
     """Of the model: a micro-batch has as many forward and as many backward units, an update as many optimizer units."""
+    kept_layers: int = 0
+    """Layers whose activations are in lent memory, so that backward does not recompute them."""
     pass_tokens: int
     """Training tokens of a micro-batch, padding aside."""
     predictor: Predictor
@@ -155,8 +147,8 @@ class Device(ABC):
 
     def pass_ms(self, units: int, accumulation: int) -> float:
         """Mean length of a micro-batch on ``units`` compute units, with its part of the optimizer's units."""
-        per_pass = units_per_pass(self.layers, accumulation)
-        return sum(often * self.unit_ms(kind, units) for kind, often in per_pass.items())
+        per_pass = units_per_pass(self.layers, self.kept_layers, accumulation)
+        return sum(often * self.unit_ms(kind, units) for kind, often in per_pass.items() if often)
 
     @property
     def units(self) -> int:

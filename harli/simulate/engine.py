@@ -75,49 +75,27 @@ class SimulatedEngine:
             now_s = finetune.wait()
         free = device.units - finetune.held  # a unit of the share before may still run
         decode_units = share.decode if share.decode <= free else self._largest(free)
-        finetune_units = max(finetune.held, share.finetune if finetune.state.ready else 0)
-        slowdown = device.slowdown(decode, finetune.state, decode_units, finetune_units) if finetune_units else 1.0
         predicted_ms, bound_ms = controller.predicted_ms(decode_units)
+        row = StepRecord.begun(
+            decode,
+            finetune.state,
+            decision,
+            decode_units=decode_units,
+            held_units=finetune.held,
+            predicted_ms=predicted_ms,
+            bound_ms=bound_ms,
+            window_ms=(now_s - begun_s) * 1e3,
+        )
+        finetune_units = row.finetune_units
+        slowdown = device.slowdown(decode, finetune.state, decode_units, finetune_units) if finetune_units else 1.0
         took_ms = device.draw_step_ms(decode, finetune.state, decode_units, finetune_units)
         end_s = now_s + took_ms / 1e3
         finetune.run(now_s, end_s, share.finetune, slowdown)
         for served in self._scheduler.stepped(end_s):
             self.finished.append(served.record(self._scheduler.step_ends_s))
         tokens, self._tokens_seen = finetune.tokens_done - self._tokens_seen, finetune.tokens_done
-        controller.observe(
-            StepRecord(
-                step=decode.step,
-                time_s=begun_s,
-                batch=decode.batch,
-                context_sum=decode.context_sum,
-                context_max=decode.context_max,
-                prefill_tokens=decode.prefill_tokens,
-                admitted=decode.admitted,
-                waiting=decode.waiting,
-                kv_blocks_free=decode.kv_blocks_free,
-                kv_blocks_total=decode.kv_blocks_total,
-                kv_blocks_lent=decode.kv_blocks_lent,
-                slack_ms=decode.slack_ms,
-                microbatch_tokens=finetune.state.microbatch_tokens,
-                kept_layers=finetune.state.kept_layers,
-                wanted_finetune=share.finetune,
-                decode_units=decode_units,
-                finetune_units=finetune_units,
-                exclusive_ms=exclusive_ms,
-                window_ms=(now_s - begun_s) * 1e3,
-                reclaim_ms=math.nan,
-                latency_ms=took_ms,
-                gap_ms=(end_s - self._last_end_s) * 1e3,
-                predicted_ms=predicted_ms,
-                bound_ms=bound_ms,
-                finetune_tokens=tokens,
-                decode_cpu_ms=math.nan,
-                finetune_cpu_ms=math.nan,
-                decide_cpu_us=math.nan,
-                decide_wall_us=math.nan,
-                hook_us=math.nan,
-            )
-        )
+        row = row._replace(latency_ms=took_ms, gap_ms=(end_s - self._last_end_s) * 1e3, finetune_tokens=tokens)
+        controller.observe(row)
         self.now_s = self._last_end_s = end_s
 
     def _largest(self, units: int) -> int:

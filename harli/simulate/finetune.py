@@ -30,7 +30,9 @@ class UnitClock:
 
     def __init__(self, device: Device, settings: FinetuneSettings, rng: np.random.Generator) -> None:
         """Raises HarliError when the device does not know the units of these micro-batches."""
-        self.state = FinetuneState(ready=True, microbatch_tokens=settings.microbatch_tokens)
+        self.state = FinetuneState(
+            ready=True, microbatch_tokens=settings.microbatch_tokens, kept_layers=device.kept_layers
+        )
         self.updates: list[UpdateRecord] = []
         """Committed updates that nobody has taken yet."""
         self.tokens_done = 0.0
@@ -40,9 +42,12 @@ class UnitClock:
         self._held_until_s = -math.inf
         self._settings = settings
         self._all_units = device.units
-        layers, passes = device.layers, settings.accumulation
-        micro_batch = ["embed", *["forward"] * layers, "loss", *["backward"] * layers]
-        update = [*micro_batch * passes, *["optimizer"] * layers]
+        kept, passes = device.kept_layers, settings.accumulation
+        recomputed = device.layers - kept
+        forward = ["forward"] * recomputed + ["forward_kept"] * kept
+        backward = ["backward_kept"] * kept + ["backward"] * recomputed
+        micro_batch = ["embed", *forward, "loss", *backward]
+        update = [*micro_batch * passes, *["optimizer"] * device.layers]
         cycle = update * math.ceil(CYCLE / len(update))
         ratios = device.noise.lognormal(rng, len(cycle))
         self._ends_s: dict[int, list[float]] = {}

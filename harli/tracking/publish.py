@@ -125,7 +125,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 def _summary(info: RunInfo, time_ms: int) -> list[Metric]:
     from mlflow.entities import Metric
 
-    return [Metric(name, value, time_ms, step=0) for name, value in info.summary.items() if value is not None]
+    memory = {f"memory/borrowed_{name}": float(count) for name, count in info.finetune.memory.items()}
+    values = info.summary | memory
+    return [Metric(name, value, time_ms, step=0) for name, value in values.items() if value is not None]
 
 
 def _series(run: Course, start_ms: int) -> list[Metric]:

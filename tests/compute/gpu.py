@@ -25,6 +25,7 @@ class Driver:
     CUdevResourceType = SimpleNamespace(CU_DEV_RESOURCE_TYPE_SM="sm")
     CUgreenCtxCreate_flags = SimpleNamespace(CU_GREEN_CTX_DEFAULT_STREAM=1)
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    CUdevice_attribute = SimpleNamespace(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT="sms")
 
     def __init__(self, sms: int, *, group: int = 8, joins_rest: bool = True, failing: str = "") -> None:
         """``group``: SMs per group at least. ``joins_rest``: ungrouped SMs can be joined to groups."""
@@ -46,6 +47,12 @@ class Driver:
 
     def cuDeviceGet(self, ordinal: int) -> Any:
         return CUresult.CUDA_SUCCESS, ordinal
+
+    def cuDeviceGetAttribute(self, kind: str, device: int) -> Any:
+        return CUresult.CUDA_SUCCESS, self.sms
+
+    def cuDriverGetVersion(self) -> Any:
+        return CUresult.CUDA_SUCCESS, 13010
 
     def cuDeviceGetDevResource(self, device: int, kind: str) -> Any:
         return CUresult.CUDA_SUCCESS, resource(frozenset(range(self.sms)))
@@ -115,6 +122,28 @@ class Event:
         return other.ms - self.ms
 
 
+class Graph:
+    """Knows which work was submitted between begin and end of its capture, and on which stream."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self.stream: Stream | None = None
+        self.captured: frozenset[str] = frozenset()
+        self.ended = False
+
+    def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+        self.stream = self._cuda.current
+        self.captured = self.stream.before
+
+    def capture_end(self) -> None:
+        assert self.stream is self._cuda.current
+        self.captured = self.stream.before - self.captured
+        self.ended = True
+
+    def replay(self) -> Graph:
+        return self
+
+
 class Cuda:
     """What is used of ``torch.cuda``. Submitted work ends at ``submitted_ms``; the device is at ``reached_ms``."""
 
@@ -130,6 +159,12 @@ class Cuda:
         """The calling thread's stream."""
         stream: Stream = getattr(self._threads, "stream", self._default)
         return stream
+
+    def graph_pool_handle(self) -> int:
+        return 1
+
+    def CUDAGraph(self) -> Graph:
+        return Graph(self)
 
     def get_device_properties(self, device: int) -> Any:
         return SimpleNamespace(multi_processor_count=self.sms)

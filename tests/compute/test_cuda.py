@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from harli.compute.cuda import DECODE_PARTS, CudaPartitioner, group_counts
-from harli.compute.green import GreenContextError, SmGroups
+from harli.compute.cuda import DECODE_PARTS, CudaPartitioner, group_counts, sm_menu
+from harli.compute.green import GreenContextError, SmGroups, cuda_version
 from tests.compute.gpu import Cuda, Driver
 
 CALLS = [name for name in vars(Driver) if name.startswith("cu")]
+OF_SPLITS = [name for name in CALLS if name not in ("cuDeviceGetAttribute", "cuDriverGetVersion")]
 GPUS: dict[str, dict[str, Any]] = {
     "132 SMs": {"sms": 132},
     "132 SMs, the ungrouped ones stay alone": {"sms": 132, "joins_rest": False},
@@ -68,7 +69,7 @@ def test_decode_goes_first_where_both_could_run() -> None:
     assert driver.streams[decode.handle][1] < driver.streams[finetune.handle][1]
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", OF_SPLITS)
 def test_without_green_contexts_there_is_time_slicing_and_a_reason(call: str) -> None:
     partitioner = make(Driver(132, failing=call))
     assert [str(share) for share in partitioner.menu.shares] == ["132/0", "0/132"]
@@ -187,3 +188,58 @@ def test_who_depends_on_decodes_stream_is_told_of_changes_only(partitioner: Cuda
     for units in (132, 112, 112, 40):
         partitioner.set_decode(units)
     assert told == [(units, partitioner.decode_streams[units]) for units in (112, 40)]
+
+
+def test_the_menu_is_known_without_a_context(any_gpu: tuple[Driver, CudaPartitioner]) -> None:
+    driver, partitioner = any_gpu
+    streams = len(driver.streams)
+    assert sm_menu(driver=driver) == (partitioner.menu, partitioner.reason)
+    assert len(driver.streams) == streams
+
+
+def test_without_green_contexts_that_menu_has_no_splits_either() -> None:
+    menu, reason = sm_menu(driver=Driver(132, failing="cuDevSmResourceSplitByCount"))
+    assert [str(share) for share in menu.shares] == ["132/0", "0/132"]
+    assert "cuDevSmResourceSplitByCount" in reason
+
+
+def test_the_drivers_version() -> None:
+    assert cuda_version(Driver(132)) == "13.1"
+    with pytest.raises(GreenContextError, match="cuDriverGetVersion failed"):
+        cuda_version(Driver(132, failing="cuDriverGetVersion"))
+
+
+def test_a_units_time_is_the_devices(partitioner: CudaPartitioner) -> None:
+    cuda = partitioner._cuda
+
+    def unit() -> None:
+        cuda.submitted_ms = cuda.reached_ms = 7.5
+
+    assert partitioner.run_finetune(unit) == 7.5
+
+
+def test_waiting_for_decode_waits_for_decode_alone(partitioner: CudaPartitioner) -> None:
+    partitioner.adopt_decode()
+    partitioner._cuda.current.submit("step")
+    submit_unit(partitioner, 20)
+    partitioner.wait_decode()
+    (waited,) = [event for event in partitioner._cuda.events if event.waited]
+    assert waited.after == {"step"}
+
+
+def test_a_record_is_of_the_streams_work(partitioner: CudaPartitioner) -> None:
+    cuda = partitioner._cuda
+    partitioner.adopt_finetune()
+    partitioner.set_finetune(44)
+    replay: Any = partitioner.recorder()(lambda: cuda.current.submit("unit"))
+    graph = replay()
+    assert graph.captured == {"unit"}
+    assert graph.stream is partitioner.finetune_streams[44]
+
+
+def test_a_capture_that_fails_is_ended(partitioner: CudaPartitioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = partitioner._cuda.CUDAGraph()
+    monkeypatch.setattr(partitioner._cuda, "CUDAGraph", lambda: graph)
+    with pytest.raises(ZeroDivisionError):
+        partitioner.recorder()(lambda: 1 // 0)  # type: ignore[arg-type]
+    assert graph.ended

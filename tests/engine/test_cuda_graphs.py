@@ -13,6 +13,7 @@ import torch
 from harli.compute.cuda import CudaPartitioner
 from harli.engine import cuda_graphs
 from harli.engine.cuda_graphs import DecodeGraphs, Slot, capture_splits, capturing_on, follow_stream, graph_slots
+from harli.engine.launch import capture_sizes
 from harli.types import HarliError
 from tests.compute.gpu import Cuda, Driver
 
@@ -123,3 +124,11 @@ def test_vllm_captures_on_the_stream_given_and_on_its_own_again_later() -> None:
                 pass
     assert [module.graph_capture for module in modules] == own
     assert torch.cuda.graph.default_capture_stream is not stream
+
+
+@pytest.mark.parametrize("most", [1, 4, 20, 32, 256])
+def test_every_batch_has_a_graph_to_be_padded_to(most: int) -> None:
+    sizes = capture_sizes(most)
+    assert sizes == sorted(set(sizes))
+    assert (sizes[0], sizes[-1]) == (1, most)
+    assert len(sizes) < 24

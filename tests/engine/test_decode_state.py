@@ -28,6 +28,7 @@ class Request:
     output_limit: int
     num_computed_tokens: int = 0
     num_output_tokens: int = 0
+    num_output_placeholders: int = 0
     preempted: bool = False
 
     @property
@@ -70,7 +71,8 @@ class Scheduler:
             self.waiting.insert(0, request)
         budget, tokens, new, resumed = TOKEN_BUDGET, {}, [], set()
         for request in self.running:
-            tokens[request.request_id] = min(request.num_tokens - request.num_computed_tokens, budget)
+            ahead = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
+            tokens[request.request_id] = min(ahead, budget)
             budget -= tokens[request.request_id]
         while self.waiting and budget and not preemptions and len(self.running) < MAX_RUNNING:
             request = self.waiting.pop(0)
@@ -234,3 +236,31 @@ def test_smallest_of_a_changing_set(changes: list[tuple[str, float | None]]) -> 
             smallest.add(key, value)
             plain[key] = value
         assert smallest.value() == min(plain.values(), default=math.inf)
+
+
+def test_with_a_step_in_flight_every_request_has_its_own_tokens_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asynchronous scheduling: a step is scheduled before the one before it has its tokens."""
+    now = 1000.0
+    monkeypatch.setattr(decode_state, "time", SimpleNamespace(monotonic=lambda: now))
+    scheduler = Scheduler()
+    tracker = scheduler.tracker = DecodeTracker(scheduler, SLO_S * 1e3)  # type: ignore[arg-type]
+    scheduler.add(Request("a", 3, 50))
+    scheduler.add(Request("b", 5, 50))
+    first_s = 0.0
+    for step in range(1, 12):
+        output = scheduler.schedule(0)
+        for key in output.num_scheduled_tokens:
+            scheduler.requests[key].num_output_placeholders += 1
+        state = tracker.scheduled(output)
+        assert state.batch == 2
+        assert state.context_sum == sum(request.num_computed_tokens for request in scheduler.running)
+        assert state.context_max == max(request.num_computed_tokens for request in scheduler.running)
+        if step > 2:  # the token of step n is a request's n-th
+            assert state.slack_ms == pytest.approx((first_s + SLO_S * (step - 1) - now) * 1e3)
+        now += 0.03
+        if step > 1:  # the step before has its tokens
+            first_s = first_s or now
+            for request in scheduler.running:
+                request.num_output_tokens += 1
+                request.num_output_placeholders -= 1
+            tracker.stepped()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from harli.workload.client import OpenLoopClient
 
 PROMPT = list(b"Write the docstring of Python's `json.dumps`")
 CONSERVING = {"work_conserving": "true"}
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -170,10 +172,20 @@ def ending_the_thread(worker: Any) -> None:
 
 
 def stalling(worker: Any) -> None:
+    worker.stall = threading.Event()
+
     def run_unit(unit: Any, units: int) -> None:
-        time.sleep(3600)
+        worker.stall.wait()
 
     worker._session.trainer._run_unit = run_unit
+
+
+def end_of_job(worker: Any) -> bool:
+    """Let the unit end if it stalls; what it has borrowed comes back only then."""
+    if hasattr(worker, "stall"):
+        worker.stall.set()
+    worker._session.trainer.join(PATIENCE_S)
+    return bool(worker._session.loan.vacated)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +211,7 @@ def test_a_fault_in_finetuning_harms_no_request(
     host.command("finish")
     serve(host, count=6, output_tokens=30)
     assert steps_of(host)[-1].decode_units == 2  # decode has the whole device again
+    assert host.call_worker(end_of_job)
 
 
 def test_a_failing_policy_is_switched_off(host: Any, data: Path, tmp_path: Path) -> None:

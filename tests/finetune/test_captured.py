@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from harli.config import LoraSettings
 from harli.finetune.captured import CapturedLayers, Work
 from harli.finetune.model import build_model
-from tests.finetune.builders import CONFIG
+from tests.finetune.builders import CONFIG, make_job
 
 TOKENS = 12
 UNITS = 2 * CONFIG.num_hidden_layers
@@ -194,3 +195,49 @@ def test_layers_with_dropout_are_never_captured() -> None:
     capture(layers, 20)
     assert recorder.recorded == 0
     assert layers.failure == ""
+
+
+def test_updates_run_from_graphs_as_they_run_eagerly(tmp_path: Path) -> None:
+    without, with_graphs = (make_job(tmp_path / "data.jsonl", lora=LoraSettings(rank=2)) for _ in range(2))
+    recorder = Recorder()
+    with_graphs.update.use_graphs(recorder)
+    captured = with_graphs.update.captured
+    assert captured is not None
+    for number in range(3):
+        for job in (without, with_graphs):
+            for unit in job.update.units([next(job.stream) for _ in range(2)], 1e-2):
+                unit.run()
+        while number == 1 and (missing := captured.next_capture([0])) is not None:
+            captured.capture(*missing)
+    assert recorder.runs == 2 * UNITS
+    for (name, expected), (_, found) in zip(
+        without.model.named_parameters(), with_graphs.model.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(found, expected, msg=name)
+
+
+def test_warming_up_a_share_changes_nothing(model: Any) -> None:
+    layers = CapturedLayers(decoder(model).layers, Recorder())
+    batch = micro_batch(model, 0)
+    output = run(layers, batch, 20).clone()
+    before = gradients(model)
+    assert not layers.ready(44)
+    layers.warm_up(44)
+    assert layers.ready(44)
+    assert layers.next_capture([44]) == (0, 44)
+    assert all(torch.equal(gradient, before[name]) for name, gradient in gradients(model).items())
+    assert torch.equal(run(layers, batch, 20), output)
+
+
+def test_what_cannot_even_run_stays_eager(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = CapturedLayers(decoder(model).layers, Recorder())
+    run(layers, micro_batch(model, 0), 20)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(decoder(model).layers[0], "forward", fail)
+    assert layers.incomplete([44])
+    layers.warm_up(44)
+    assert not layers.incomplete([44])
+    assert "out of memory" in layers.failure

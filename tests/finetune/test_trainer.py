@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from harli.compute.base import Recorder
 from harli.compute.cpu import CpuPartitioner
 from harli.compute.gate import Gate
+from harli.config import LoraSettings
 from harli.finetune import checkpoint
 from harli.finetune.trainer import Trainer
 from harli.types import HarliError
@@ -133,3 +135,39 @@ def test_a_shape_that_leaves_no_target_is_refused_and_training_goes_on(tmp_path:
     wait_until(lambda: len(trainer.updates) > seen)
     end(trainer)
     assert trainer.state.microbatch_tokens == 32
+
+
+class WithRecorder(CpuPartitioner):
+    """Records units by keeping them."""
+
+    def __init__(self) -> None:
+        super().__init__((0,))
+        self.recorded_beside_decode: list[bool] = []
+        self.trainer: Trainer
+
+    def recorder(self) -> Recorder:
+        def record(work: Callable[[], None]) -> Callable[[], None]:
+            self.recorded_beside_decode.append(self.trainer.beside_decode)
+            return work
+
+        return record
+
+
+def test_graphs_are_made_while_decode_is_idle_only(tmp_path: Path) -> None:
+    partitioner, gate = WithRecorder(), Gate(1)
+    job = make_job(tmp_path / "data.jsonl", lora=LoraSettings(rank=2))
+    job.update.use_graphs(partitioner.recorder())
+    trainer = partitioner.trainer = Trainer(job, gate, partitioner, None)
+    trainer.beside_decode = True
+    trainer.start()
+    gate.allow(1)
+    assert trainer.preparing
+    wait_until(lambda: len(trainer.updates) >= 2)
+    assert partitioner.recorded_beside_decode == []
+    trainer.beside_decode = False
+    wait_until(lambda: not trainer.preparing)
+    updates = len(trainer.updates)
+    wait_until(lambda: len(trainer.updates) > updates + 1)
+    end(trainer)
+    assert trainer.failure == ""
+    assert partitioner.recorded_beside_decode == [False] * 4  # two layers, forward and backward

@@ -119,3 +119,16 @@ def test_blocks_that_are_vacated_hold_no_nan_whatever_the_order_of_events(
             assert loan.vacated
         assert below(regions, loan.held).view(torch.bfloat16).isfinite().all()
     assert freed > 50
+
+
+def test_blocks_are_given_back_only_when_the_device_has_cleaned_them(regions: list[Tensor], loan: Loan) -> None:
+    seen: list[bool] = []
+    arena = Arena(regions, loan, wait=lambda: seen.append(loan.vacated))
+    loan.move(0)
+    take(arena, PAGE)
+    loan.move(BLOCKS)
+    arena.release()
+    assert seen == [False]
+    assert loan.vacated
+    arena.release()
+    assert seen == [False]  # nothing to clean

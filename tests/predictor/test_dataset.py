@@ -20,6 +20,7 @@ def steps_of(data: Dataset) -> list[tuple[int, StepRecord]]:
     rows = []
     for index in range(len(data)):
         row = STEP._replace(step=index, time_s=0.1 * index, latency_ms=20.0, gap_ms=float(data.gap_ms[index]))
+        row = row._replace(decode_cpu_ms=row.gap_ms * float(data.decode_units[index]))
         names = ("batch", "context_sum", "context_max", "admitted", "decode_units", "finetune_units")
         changes = {name: int(getattr(data, name)[index]) for name in (*names, "microbatch_tokens", "kept_layers")}
         rows.append((int(data.point[index]), row._replace(**changes)))

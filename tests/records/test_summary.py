@@ -34,6 +34,8 @@ def test_lent_memory_is_a_fraction_of_the_cache_and_reclaims_are_counted():
     summary = metrics([*lent, STEP._replace(reclaim_ms=3.0)])
     assert summary["memory/lent_mean"] == pytest.approx(0.3)
     assert summary["memory/lent_peak"] == pytest.approx(0.8)
+    kept = [STEP._replace(kept_layers=count, microbatch_tokens=tokens) for count, tokens in ((8, 64), (6, 64), (0, 0))]
+    assert metrics(kept)["memory/kept_layers_mean"] == 7.0  # without a job there is nothing to keep
     assert (summary["memory/reclaims"], summary["memory/reclaim_p99_ms"]) == (1.0, 3.0)
     assert metrics(lent)["memory/reclaim_p99_ms"] is None
 

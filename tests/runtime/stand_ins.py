@@ -89,9 +89,9 @@ class Scripted(Policy):
 class Engine:
     """A session and everything around it; plays the scheduler and the worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, partitioner: RecordingPartitioner | None = None) -> None:
         self.arrived = threading.Event()
-        self.partitioner = RecordingPartitioner()
+        self.partitioner = RecordingPartitioner() if partitioner is None else partitioner
         self.session = Session(self.partitioner, self.arrived.is_set)
         self.policy = Scripted()
         self.controller = Controller(self.policy, "scripted")

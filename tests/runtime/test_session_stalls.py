@@ -15,6 +15,7 @@ from tests.runtime.stand_ins import ALONE, HALF, MOST, PATIENCE_S, Engine, Units
 @pytest.fixture
 def stalls_soon(monkeypatch: pytest.MonkeyPatch) -> float:
     monkeypatch.setattr(session_module, "STALL_S", 0.1)
+    monkeypatch.setattr(session_module, "PAUSED_S", 0.2)
     return 0.1
 
 
@@ -57,6 +58,19 @@ def test_a_unit_that_stalls_in_a_window_is_written_off(engine: Engine, stalls_so
     engine.attach()
     engine.begin()
     assert_written_off(engine, engine.step(ALONE, exclusive_ms=50.0))
+
+
+def test_a_unit_that_ends_after_all_is_not_written_off(engine: Engine, stalls_soon: float) -> None:
+    """Its process was paused, so that the unit and whoever watches it go on at the same moment."""
+    engine.policy.idle_share = ALONE
+    units = engine.attach()
+    engine.begin()
+    engine.step(MOST)
+    units.entered()
+    time.sleep(1.5 * stalls_soon)
+    threading.Timer(0.05, units.end).start()
+    engine.step(MOST)
+    assert engine.session.failure == ""
 
 
 def test_a_unit_is_judged_by_its_own_age(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

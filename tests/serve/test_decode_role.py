@@ -12,7 +12,7 @@ import pytest
 
 from harli.config import EngineSettings
 from tests.conftest import EngineHost
-from tests.serve.conftest import Server
+from tests.serve.server_process import Server
 
 pytestmark = pytest.mark.slow
 

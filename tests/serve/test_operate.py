@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from harli.records.reader import read_record
-from tests.serve.conftest import KEY, Server, sums
+from tests.serve.server_process import KEY, Server, sums
 from tests.serve.test_server import MANY, complete_text, create, updates, upload
 
 pytestmark = pytest.mark.slow

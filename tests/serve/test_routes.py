@@ -19,7 +19,7 @@ from harli.serve.files_api import files_router
 from harli.serve.jobs import Status
 from harli.serve.jobs_api import jobs_router
 from harli.serve.store import Store
-from tests.serve.conftest import sums
+from tests.serve.server_process import sums
 
 MAX_BYTES = 64 << 10
 

@@ -15,7 +15,7 @@ import torch
 
 from harli.finetune.checkpoint import complete
 from harli.models import resolve_model
-from tests.serve.conftest import KEY, Server, sums
+from tests.serve.server_process import KEY, Server, sums
 
 pytestmark = pytest.mark.slow
 

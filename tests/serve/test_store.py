@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from harli.serve.jobs import ENDED, NEXT, Extension, Job, JobError, JobRequest, Status
-from harli.serve.store import File, StateError, Store
+from harli.serve.rows import File
+from harli.serve.store import StateError, Store
 from harli.types import HarliError, UpdateRecord
 
 

@@ -12,6 +12,7 @@ from harli.config import FinetuneSettings
 from harli.simulate.analytic import H200_LLAMA_3_8B, AnalyticDevice
 from harli.simulate.device import BLOCK, Noise
 from harli.simulate.devices import trained_device
+from harli.simulate.finetune import UnitClock
 from harli.simulate.predicted import PredictedDevice
 from harli.types import DecodeState, FinetuneState, HarliError, UnitTime
 from predictor.base import Predictor
@@ -129,3 +130,27 @@ def test_stragglers_and_drift() -> None:
 def test_impossible_noise_is_one_line(field: str, value: object) -> None:
     with pytest.raises(HarliError):
         Noise(**{field: value})  # type: ignore[arg-type]
+
+
+def test_with_lending_a_predicted_device_keeps_as_many_layers_as_its_profile_has_seen(tmp_path: Path) -> None:
+    finetune = FINETUNE.model_copy(update={"microbatch_tokens": 256})
+    recomputed = {"embed": 1.0, "forward": 10.0, "loss": 20.0, "backward": 30.0, "optimizer": 2.0}
+    kept = recomputed | {"forward_kept": 11.0, "backward_kept": 20.0}
+    times = [
+        UnitTime(kind, units, 256, layers, 8.0, mean_ms, mean_ms)
+        for units in (1, 2, 4)
+        for layers, whole in ((0, recomputed), (6, kept))
+        for kind, mean_ms in whole.items()
+    ]
+    replace(artifact(), unit_times=tuple(times)).save(tmp_path)
+    on = trained_device(tmp_path, "profiled", finetune, QUIET, 0)
+    off = trained_device(tmp_path, "profiled", finetune.model_copy(update={"lending": False}), QUIET, 0)
+    assert (on.kept_layers, off.kept_layers) == (6, 0)
+    assert on.pass_tokens == off.pass_tokens
+    assert off.pass_ms(4, 1) - on.pass_ms(4, 1) == pytest.approx(6 * (30.0 - 20.0 - 1.0))
+    clocks = [UnitClock(played, finetune, np.random.default_rng(0)) for played in (on, off)]
+    for clock in clocks:
+        clock.run(0.0, 10.0, 4)
+    assert clocks[0].state.kept_layers == 6
+    gain = off.pass_ms(4, 1) / on.pass_ms(4, 1)
+    assert clocks[0].tokens_done / clocks[1].tokens_done == pytest.approx(gain, rel=0.05)

@@ -31,6 +31,7 @@ class Looped:
     """Its prompt's KV cache is still to come from elsewhere."""
     num_computed_tokens: int = 0
     num_output_tokens: int = 0
+    num_output_placeholders: int = 0
     begun: bool = False
 
     @property

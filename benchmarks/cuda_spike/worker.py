@@ -1,4 +1,4 @@
-"""vLLM's worker with SM splits, for ``cuda_spike.py``: a share for every step, and units beside it. Not yet run."""
+"""vLLM's worker with SM splits, for ``decode.py``: a share for every step, and units beside it. Not yet run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from itertools import cycle
 from typing import Any
 
 import torch
-from cuda_spike import MICROBATCH_TOKENS, UnitLoop
+from basics import MICROBATCH_TOKENS
+from units import UnitLoop
 from vllm.v1.worker.gpu_worker import Worker
 
 from harli.compute.cuda import CudaPartitioner
