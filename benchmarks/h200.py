@@ -100,8 +100,11 @@ class Step(NamedTuple):
     """A step that has to be done before."""
 
 
-def steps(plan: Plan, model: str, out: Path) -> list[Step]:
-    """All of the experiment; commands whose folder is there already go on with it."""
+def steps(plan: Plan, model: str, trace: Path | None) -> list[Step]:
+    """All of the experiment; commands whose folder is there already go on with it.
+
+    ``trace``: its requests, at the rates of the plan; generated ones without it.
+    """
     engine = ["--model", model, *(part for pair in plan.engine.items() for part in pair)]
     profile = [*HARLI, "profile", "--quiet", "--json"]
     compare = [*HARLI, "compare", "--quiet", "--json"]
@@ -117,12 +120,23 @@ def steps(plan: Plan, model: str, out: Path) -> list[Step]:
     for rate in plan.rates:
         for name, slo in plan.slos.items():
             step = f"compare-{rate:g}-per-s-{name}"
-            workload = ["--requests-per-s", str(rate), "--duration", str(plan.duration_s), "--rounds", str(plan.rounds)]
+            workload = [*_requests(trace, rate), "--duration", str(plan.duration_s), "--rounds", str(plan.rounds)]
             new = [*compare, "--policies", plan.policies, *engine, *slo, *workload, "--out", step]
             found.append(Step(step, new, [*compare, "--resume", step], "predictor"))
     lending = [sys.executable, str(HERE / "lending_gain.py"), "--model", model, *plan.lending]
     found.append(Step("lending", lending))
     return found
+
+
+def _requests(trace: Path | None, rate: float) -> list[str]:
+    """Flags for ``rate`` requests per second on average."""
+    if trace is None:
+        return ["--requests-per-s", str(rate)]
+    from harli.workload.trace import read_trace
+
+    requests = read_trace(trace).requests
+    usual = len(requests) / requests[-1].arrival_s
+    return ["--trace", str(trace.absolute()), "--rate-scale", f"{rate / usual:.4g}"]
 
 
 def make_model(config: Path, folder: Path) -> None:
@@ -189,6 +203,9 @@ def status_of(step: str, out: Path) -> str:
 def main(
     out: Annotated[Path, typer.Option(help="Folder for everything; the same one goes on.")],
     config: Annotated[Path, typer.Option(help="Shape of the model.")] = HERE / "configs" / "llama-3-8b.json",
+    trace: Annotated[
+        Path | None, typer.Option(help="Requests, such as azure_llm_2023_conv.csv.", show_default="generated ones")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Stop after this long; the same command goes on.")] = 600.0,
     only: Annotated[str, typer.Option(help="This step alone.")] = "",
     smoke: Annotated[bool, typer.Option("--smoke", help="Small, on `tiny`, to see that it runs.")] = False,
@@ -206,7 +223,7 @@ def main(
     prepare_environment()
     from common import hardware
 
-    for step in steps(SMOKE if smoke else FULL, model, out):
+    for step in steps(SMOKE if smoke else FULL, model, trace):
         if (only and step.name != only) or status_of(step.name, out) == "done":
             continue
         if step.needs and status_of(step.needs, out) != "done":

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from harli.records.profile import Profile, read_profile
 from harli.records.reader import read_record
 from harli.types import Costs, HarliError, Menu, Share, UnitTime
+from predictor.drift import at_usual_speed, reference_course
 
 COLUMNS = (
     "point", "group", "batch", "context_sum", "context_max", "prefill_tokens", "admitted", "decode_units",
@@ -58,6 +59,8 @@ def read_profiled(path: Path) -> Source:
     profile = read_profile(path)
     info = profile.info
     columns = _columns(path, profile.steps, NEEDED)
+    time_s = profile.steps["time_s"].to_numpy()
+    at_usual_speed(columns, time_s, reference_course(profile.steps, profile.segments))
     menu = _menu(path, info.menu)
     repeats = columns["point"] >= 0
     outside = _blocks(columns["decode_units"], columns["gap_ms"], ~repeats)

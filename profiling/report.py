@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from harli.types import Menu
 from predictor.disturbance import disturbed
+from predictor.drift import REFERENCE, Visit, reference_course
 
 Floats = NDArray[np.float64]
 
@@ -41,8 +42,7 @@ class Report:
     noise_floor_corun: float | None
     drift: float | None
     """90th percentile of how far a reference segment's median is from the median of all of them, as a fraction."""
-    drift_course: list[tuple[float, float, int]]
-    """Reference segments: time in seconds, median gap over that of all, compute units of finetuning."""
+    drift_course: list[Visit]
     coverage: float
     """Fraction of the cells of batch and context that were measured."""
     slowdowns: dict[tuple[str, str], tuple[float, float]]
@@ -86,8 +86,8 @@ def assess(steps: pa.Table, segments: pa.Table, menu: Menu, planned: int, limits
     alone = share[clean] == 0
     again = np.isin(point[clean], _reference_points(segments))
     noise_solo, noise_corun = (_mean(deviation, side, again) for side in (alone, ~alone))
-    course = _drift_course(kept, segments)
-    drift = float(np.percentile([abs(ratio - 1.0) for _, ratio, _ in course], 90)) if len(course) > 2 else None
+    course = reference_course(steps, segments)
+    drift = float(np.percentile([abs(visit.slowness - 1.0) for visit in course], 90)) if len(course) > 2 else None
     groups = len(set(segments["group"].to_pylist()) - {planned})
     report = Report(
         points=len(medians),
@@ -134,24 +134,13 @@ def _medians(keys: Floats, values: Floats) -> dict[float, float]:
 
 
 def _reference_points(segments: pa.Table) -> list[int]:
-    return [row["point"] for row in segments.to_pylist() if row["purpose"] == "reference"]
+    return [row["point"] for row in segments.to_pylist() if row["purpose"] == REFERENCE]
 
 
 def _mean(values: Floats, side: NDArray[np.bool_], preferred: NDArray[np.bool_]) -> float | None:
     """Of the preferred values of a side, or of all of them where none is preferred; None of nothing."""
     chosen = side & preferred if (side & preferred).any() else side
     return float(values[chosen].mean()) if chosen.any() else None
-
-
-def _drift_course(kept: pa.Table, segments: pa.Table) -> list[tuple[float, float, int]]:
-    medians = _medians(_column(kept, "segment"), _column(kept, "gap_ms"))
-    rows = [row for row in segments.to_pylist() if row["purpose"] == "reference" and row["segment"] in medians]
-    course: list[tuple[float, float, int]] = []
-    for units in sorted({row["finetune_units"] for row in rows}):
-        mine = [(row["time_s"], medians[row["segment"]]) for row in rows if row["finetune_units"] == units]
-        middle = float(np.median([gap for _, gap in mine]))
-        course.extend((time_s, gap / middle, units) for time_s, gap in mine)
-    return sorted(course)
 
 
 def _coverage(kept: pa.Table, limits: tuple[int, int]) -> float:

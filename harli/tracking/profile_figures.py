@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION)
 
 def quality(
     profile: Profile,
-    drift: list[tuple[float, float, int]],
+    drift: Sequence[tuple[float, float, int]],
     slowdowns: dict[tuple[str, str], tuple[float, float]],
     rates: dict[str, float],
 ) -> Figure:

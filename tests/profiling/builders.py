@@ -47,7 +47,7 @@ def tables(plan: Plan, *, noise: float = 0.05, slowdown: float = 1.5, speed: Seq
                 gap = (10.0 + group.batch) * (slowdown if beside else 1.0) * math.exp(noise * rng.standard_normal())
                 gap /= speed[visit % len(speed)]
                 row = STEP._replace(
-                    batch=group.batch, context_sum=sum(group.contexts), gap_ms=gap,
+                    time_s=float(number), batch=group.batch, context_sum=sum(group.contexts), gap_ms=gap,
                     decode_cpu_ms=0.95 * gap * segment.share.decode,
                     decode_units=segment.share.decode, finetune_units=segment.share.finetune,
                     finetune_tokens=0.1 * gap if beside else 0.0,
