@@ -99,7 +99,8 @@ def main(
     print_table(found)
     if out:
         known = {"device": H200_LLAMA_3_8B.name, "simulated": True, "duration_s": duration, "versions": versions()}
-        out.write_text(json.dumps(known | {"rows": found}, indent=1) + "\n")
+        shown = [{name: row[name] for name in ("policy", "slo_scale", *COLUMNS)} for row in found]
+        out.write_text(json.dumps(known | {"rows": shown}, indent=1) + "\n")
 
 
 def print_table(found: list[dict[str, Any]]) -> None:

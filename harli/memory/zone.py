@@ -30,8 +30,8 @@ class Zone:
         self._looked_at = loan.total
 
     def aim(self, floor: int) -> None:
-        """Let the zone begin at ``floor`` (1 or more, block 0 is vLLM's own). Recalls what is lent below it."""
-        self.floor = floor
+        """Let the zone begin at ``floor`` (1 or more, block 0 is vLLM's own), or be empty. Recalls what is lent below."""
+        self.floor = floor = min(floor, self.loan.total)
         if floor > self.loan.line:
             self.loan.move(floor)
 
@@ -39,7 +39,7 @@ class Zone:
         """Get ``count`` blocks back: first those that are not lent, then from the line upwards."""
         line = self.loan.line
         lent = self.loan.total - line
-        self.aim(min(line + max(0, count - self.owned + lent), self.loan.total))
+        self.aim(line + max(0, count - self.owned + lent))
 
     def extend(self, count: int, most: int) -> None:
         """Lend what is contiguous by now, and take up to ``most`` of the next ``count`` blocks below it.

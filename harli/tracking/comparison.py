@@ -59,13 +59,13 @@ def figure(scored: Sequence[Scored], *, simulated: bool = False) -> Figure:
     from matplotlib.ticker import PercentFormatter
 
     panels = max(1, len(scored))
+    policies = list(dict.fromkeys(row.entrant.policy for one in scored for row in one.rows))
     drawing = Figure(figsize=(6.5 * panels, 5), dpi=120, layout="constrained")
     for axes, one in zip(drawing.subplots(1, panels, squeeze=False, sharey=True)[0], scored, strict=False):
-        policies = list(dict.fromkeys(row.entrant.policy for row in one.rows))
         for row in one.rows:
-            variants = [other.entrant for other in one.rows if other.entrant.policy == row.entrant.policy]
+            variants = sorted({str(other.entrant) for other in one.rows if other.entrant.policy == row.entrant.policy})
             colour = COLOURS[policies.index(row.entrant.policy) % len(COLOURS)]
-            _point(axes, row, colour, MARKERS[variants.index(row.entrant) % len(MARKERS)])
+            _point(axes, row, colour, MARKERS[variants.index(str(row.entrant)) % len(MARKERS)])
         axes.axvline(ATTAINED, color="0.6", linestyle="--", linewidth=1, zorder=0)
         axes.set_title(str(one.objective), fontsize="medium")
         axes.set_xlabel("SLO attainment")

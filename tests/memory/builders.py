@@ -142,5 +142,6 @@ def check(engine: Scheduler, lender: Lender, borrower: Borrower | None = None) -
         if block.block_hash is not None:
             assert pool.cached_block_hash_to_block.contain(block.block_hash, block.block_id)
     if lender.loan is not None:
+        assert lender.loan.line <= lender.loan.total
         begin = lender.loan.line if borrower is None else min(lender.loan.line, borrower.lowest)
         assert owned.issuperset(range(begin, pool.num_gpu_blocks))

@@ -88,3 +88,14 @@ def test_blocks_come_back_in_pieces_the_lowest_first(pool: Any, zone: Zone) -> N
     zone.aim(TOTAL)
     zone.collect(TOTAL)
     assert [block.block_id for block in pool.get_new_blocks(3)] == [20, 21, 22]
+
+
+def test_more_than_the_whole_cache_cannot_be_recalled(zone: Zone) -> None:
+    """A line beyond the end could never be vacated."""
+    zone.extend(10, 10)
+    zone.extend(0, 0)
+    assert zone.loan.claim(zone.loan.line)
+    zone.aim(zone.loan.total + 7)
+    assert (zone.floor, zone.loan.line) == (zone.loan.total, zone.loan.total)
+    zone.loan.settle(zone.loan.total)
+    assert zone.loan.vacated
