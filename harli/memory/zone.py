@@ -30,7 +30,7 @@ class Zone:
         self._looked_at = loan.total
 
     def aim(self, floor: int) -> None:
-        """Let the zone begin at ``floor`` (1 or more, block 0 is vLLM's own), or be empty. Recalls what is lent below."""
+        """Let the zone begin at ``floor`` (1 or more, block 0 is vLLM's own). Recalls what is lent below it."""
         self.floor = floor = min(floor, self.loan.total)
         if floor > self.loan.line:
             self.loan.move(floor)
