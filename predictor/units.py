@@ -29,7 +29,6 @@ class UnitTimes:
 
         A shape that is not among the ``times`` is scaled from the nearest. Without any times a window holds nothing.
         """
-        self.shape = shape
         microbatch_tokens, kept_layers = max(shape[0], 1), shape[1]
         shapes = {(time.microbatch_tokens, time.kept_layers) for time in times}
         nearest = min(

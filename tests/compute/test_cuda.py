@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
@@ -172,14 +173,18 @@ def test_units_stay_in_order_when_their_share_changes(partitioner: CudaPartition
         assert before >= {f"unit {i}" for i in range(unit)}
 
 
-def test_waiting_for_a_unit_waits_for_finetuning_alone(partitioner: CudaPartitioner) -> None:
+def work_waited_for(partitioner: CudaPartitioner, wait: Callable[[], None]) -> set[str]:
+    """What ``wait`` waits for while a step and a unit are on their way."""
     partitioner.adopt_decode()
     partitioner._cuda.current.submit("step")
     submit_unit(partitioner, 20)
-    partitioner.wait_finetune()
+    wait()
     (waited,) = [event for event in partitioner._cuda.events if event.waited]
-    assert "unit" in waited.after
-    assert "step" not in waited.after
+    return set(waited.after)
+
+
+def test_waiting_for_a_unit_waits_for_finetuning_alone(partitioner: CudaPartitioner) -> None:
+    assert work_waited_for(partitioner, partitioner.wait_finetune) == {"unit"}
 
 
 def test_who_depends_on_decodes_stream_is_told_of_changes_only(partitioner: CudaPartitioner) -> None:
@@ -219,12 +224,7 @@ def test_a_units_time_is_the_devices(partitioner: CudaPartitioner) -> None:
 
 
 def test_waiting_for_decode_waits_for_decode_alone(partitioner: CudaPartitioner) -> None:
-    partitioner.adopt_decode()
-    partitioner._cuda.current.submit("step")
-    submit_unit(partitioner, 20)
-    partitioner.wait_decode()
-    (waited,) = [event for event in partitioner._cuda.events if event.waited]
-    assert waited.after == {"step"}
+    assert work_waited_for(partitioner, partitioner.wait_decode) == {"step"}
 
 
 def test_a_record_is_of_the_streams_work(partitioner: CudaPartitioner) -> None:

@@ -31,6 +31,17 @@ def assert_written_off(engine: Engine, row: StepRecord) -> None:
     assert not engine.units.is_alive()
 
 
+def run_too_long(engine: Engine, stalls_soon: float) -> Units:
+    """A unit that has been running beside decode for longer than it may."""
+    engine.policy.idle_share = ALONE
+    units = engine.attach()
+    engine.begin()
+    engine.step(MOST)
+    units.entered()
+    time.sleep(1.5 * stalls_soon)
+    return units
+
+
 def test_a_unit_that_holds_everything_and_stalls_is_written_off(engine: Engine, stalls_soon: float) -> None:
     units = engine.attach()
     engine.begin()
@@ -42,12 +53,7 @@ def test_a_unit_that_holds_everything_and_stalls_is_written_off(engine: Engine, 
 
 
 def test_a_unit_that_stalls_beside_decode_is_written_off(engine: Engine, stalls_soon: float) -> None:
-    engine.policy.idle_share = ALONE
-    units = engine.attach()
-    engine.begin()
-    engine.step(MOST)
-    units.entered()
-    time.sleep(1.5 * stalls_soon)
+    run_too_long(engine, stalls_soon)
     row = engine.step(MOST)
     assert row.window_ms == 0.0
     assert_written_off(engine, row)
@@ -62,12 +68,7 @@ def test_a_unit_that_stalls_in_a_window_is_written_off(engine: Engine, stalls_so
 
 def test_a_unit_that_ends_after_all_is_not_written_off(engine: Engine, stalls_soon: float) -> None:
     """Its process was paused, so that the unit and whoever watches it go on at the same moment."""
-    engine.policy.idle_share = ALONE
-    units = engine.attach()
-    engine.begin()
-    engine.step(MOST)
-    units.entered()
-    time.sleep(1.5 * stalls_soon)
+    units = run_too_long(engine, stalls_soon)
     threading.Timer(0.05, units.end).start()
     engine.step(MOST)
     assert engine.session.failure == ""
