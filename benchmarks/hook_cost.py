@@ -23,7 +23,7 @@ from rich.console import Console
 
 from harli.config import EngineSettings
 from harli.engine.launch import command, launched
-from harli.types import StepRecord
+from harli.rows import StepRecord
 
 BLOCK_STEPS = 200
 WARM_UP_STEPS = 5

@@ -27,7 +27,7 @@ from rich.console import Console
 from harli.config import EngineSettings, FinetuneSettings
 from harli.engine.launch import command, launched
 from harli.finetune.builtin import write_builtin_dataset
-from harli.types import UpdateRecord
+from harli.rows import UpdateRecord
 
 WARM_UP_UPDATES = 2
 """Updates of a turn that are not counted: memory is lent step by step."""

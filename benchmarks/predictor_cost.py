@@ -22,7 +22,8 @@ import typer
 from common import hardware
 from rich.console import Console
 
-from harli.types import DecodeState, FinetuneState, Menu, Share, StepRecord
+from harli.rows import StepRecord
+from harli.types import DecodeState, FinetuneState, Menu, Share
 from predictor.artifact import Artifact
 from predictor.base import Floats, Predictor
 from predictor.bounds import Bounds

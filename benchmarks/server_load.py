@@ -38,7 +38,8 @@ from server_requests import Requests
 from harli.commands.work_bar import WorkBar
 from harli.records.schema import REQUESTS, STEPS, UPDATES
 from harli.records.summary import summarise
-from harli.types import RequestRecord, Slo
+from harli.rows import RequestRecord
+from harli.types import Slo
 
 KV_CACHE_GIB = 0.4
 """A block becomes resident with its first use; at the default load all of ``small``'s are used in three minutes."""

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import openai
 
-from harli.types import RequestRecord
+from harli.rows import RequestRecord
 from harli.workload.base import Request
 from harli.workload.client import TokenTimes
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from harli.config import EngineSettings, FinetuneSettings
 from harli.engine.launch import command, launched
 from harli.finetune.builtin import write_builtin_dataset
-from harli.types import StepRecord
+from harli.rows import StepRecord
 
 BLOCK_STEPS = 10
 SETTLE_STEPS = 2

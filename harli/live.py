@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from harli.types import RequestRecord, Slo, StepRecord, UpdateRecord
+from harli.rows import RequestRecord, StepRecord, UpdateRecord
+from harli.types import Slo
 
 RECENT_S = 10.0
 RECENT_REQUESTS = 50

@@ -15,7 +15,7 @@ from harli.live import LiveNumbers, Progress
 from harli.records.schema import FinetuneInfo, RunInfo
 from harli.records.summary import summarise
 from harli.records.writer import RecordWriter
-from harli.types import StepRecord, UpdateRecord
+from harli.rows import StepRecord, UpdateRecord
 from harli.workload.base import Workload
 from harli.workload.client import OpenLoopClient
 

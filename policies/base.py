@@ -30,7 +30,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harli.types import Decision, DecodeState, FinetuneState, HarliError, Menu, Share, Slo, StepRecord
+from harli.rows import StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, HarliError, Menu, Share, Slo
 from predictor.base import Predictor
 
 

@@ -11,9 +11,15 @@ MEMORY_S = 120.0
 """The present arrival rate is that of about this long."""
 MEMORY_REQUESTS = 200.0
 """The present output length is that of about this many requests: it drifts, and idling says nothing about it."""
+FIRST_LATE = 10.0
+"""As many late tokens are believed to have come as expected, to begin with."""
 FOLD_S = 0.25
-FIRST_RATE, FIRST_S, FIRST_OUTPUT = 0.5, 1.0, 200.0
-"""Requests per second, and how many seconds of having seen that count, and output tokens, to begin with."""
+BURST_S = 2.0
+"""About as long as a request stays: bursts matter that come faster than requests leave."""
+MOST_DISPERSED = 30.0
+FIRST_RATE, FIRST_S, FIRST_OUTPUT, FIRST_SINGLE = 0.5, 1.0, 200.0, 10.0
+"""To begin with: requests per second, and how many seconds of having seen that count; output tokens; and as many requests
+are believed to have come one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,8 @@ class Load:
     """Decode's load as one set of numbers."""
 
     arrivals_per_s: float
+    dispersion: float
+    """Variance over mean of the arrivals in ``BURST_S``: 1 when each comes by itself, more when they come in bursts."""
     leaving: float
     """Probability that a request ends with the step: one over the mean output length in tokens."""
     context: float
@@ -29,6 +37,8 @@ class Load:
     """Requests that fit into a step, by number and by KV blocks."""
     stretch: float
     """Time that steps take over what was planned for: admissions, prefill, what a prediction misses."""
+    lateness: float
+    """Tokens that came late with decode alone, over those that were expected to."""
 
     def differs(self, other: Load, by: float) -> bool:
         """Whether a number has moved by more than the fraction ``by``."""
@@ -46,10 +56,12 @@ class LoadMeter:
         self._came = self._left = self._request_steps = self._batches = self._contexts = 0
         """Since the last fold."""
         self._seconds, self._arrivals = FIRST_S, FIRST_S * FIRST_RATE
+        self._bursts = _Bursts()
         self._lived, self._departures = FIRST_OUTPUT, 1.0
         self._requests = self._context = self._blocks = self._block_requests = 0.0
         self._blocks_total = 0
         self._planned_ms = self._actual_ms = 1.0
+        self._expected_late = self._late = 0.0
 
     def step(self, decode: DecodeState) -> None:
         """The step that begins now."""
@@ -75,6 +87,11 @@ class LoadMeter:
         self._planned_ms += planned_ms
         self._actual_ms += min(actual_ms, 5.0 * planned_ms)
 
+    def late(self, expected: float, late: int) -> None:
+        """As many tokens of a step with decode alone came late, where the plan expected ``expected``."""
+        self._expected_late += expected
+        self._late += late
+
     def load(self) -> Load:
         """The numbers as they are now."""
         capacity = float(self._max_batch)
@@ -83,16 +100,19 @@ class LoadMeter:
         departures, lived = self._departures + self._left, self._lived + self._request_steps
         return Load(
             arrivals_per_s=max((self._arrivals + self._came) / self._seconds, 1e-2),
+            dispersion=self._bursts.dispersion(),
             leaving=min(max(departures, 1e-3) / max(lived, 1.0), 0.5),
             context=(self._context + self._contexts) / max(self._requests + self._batches, 1e-9),
             capacity=max(round(capacity), 1),
             stretch=min(max(self._actual_ms / self._planned_ms, 0.5), 3.0),
+            lateness=min((self._late + FIRST_LATE) / (self._expected_late + FIRST_LATE), 3.0),
         )
 
     def _fold(self, decode: DecodeState) -> None:
         kept = math.exp(min(0.0, self._fold_s - decode.time_s) / MEMORY_S)
         self._seconds = self._seconds * kept + MEMORY_S * (1.0 - kept)
         self._arrivals = self._arrivals * kept + self._came
+        self._bursts.came(self._came, decode.time_s)
         remembered = 1.0 - min(max(self._left, 0) / MEMORY_REQUESTS, 1.0)
         self._departures = self._departures * remembered + self._left
         self._lived = self._lived * remembered + self._request_steps
@@ -104,5 +124,42 @@ class LoadMeter:
         self._block_requests = self._block_requests * kept + decode.batch
         self._planned_ms *= kept
         self._actual_ms *= kept
+        self._expected_late *= kept
+        self._late *= kept
         self._came = self._left = self._request_steps = self._batches = self._contexts = 0
         self._fold_s = decode.time_s
+
+
+class _Bursts:
+    """How unevenly arrivals are spread over spans of ``BURST_S``, of the last ``MEMORY_S``."""
+
+    def __init__(self) -> None:
+        self._begin_s = math.nan
+        self._count = 0
+        self._spans = self._sum = self._squares = 0.0
+
+    def came(self, arrivals: int, now_s: float) -> None:
+        """``arrivals`` since the call before."""
+        if not now_s < self._begin_s + BURST_S:
+            passed = (now_s - self._begin_s) // BURST_S if self._begin_s == self._begin_s else 0.0
+            if passed:  # one span with what has come, then others without anything
+                self._forget(1.0)
+                self._sum += self._count
+                self._squares += self._count**2
+                self._forget(passed - 1.0)
+            self._begin_s = self._begin_s + passed * BURST_S if passed else now_s
+            self._count = 0
+        self._count += arrivals
+
+    def _forget(self, spans: float) -> None:
+        kept = math.exp(-spans * BURST_S / MEMORY_S)
+        self._spans = min(self._spans * kept + spans, MEMORY_S / BURST_S)
+        self._sum *= kept
+        self._squares *= kept
+
+    def dispersion(self) -> float:
+        """Variance over mean."""
+        if not self._sum > 0.0:
+            return 1.0
+        excess = self._squares - self._sum**2 / self._spans - self._sum
+        return min(1.0 + max(0.0, excess) / (self._sum + FIRST_SINGLE), MOST_DISPERSED)

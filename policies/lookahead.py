@@ -1,9 +1,12 @@
 """The best long-run decisions of a queue whose service can be slowed: an average-reward semi-Markov decision process.
 
 The process is looked at when a decode step begins. A state ``n`` is the number of requests, in the batch and waiting.
-An action ``a`` takes ``tau(n, a)`` seconds and earns ``r(n, a)``; meanwhile Poisson(rate x tau) requests arrive, and
-each request of the batch ends with the same probability, so that Binomial(batch, leaving) leave. State 0 lasts until a
-request comes. The largest ``g`` for which some values ``V`` solve, in every state,
+An action ``a`` takes ``tau(n, a)`` seconds and earns ``r(n, a)``; meanwhile requests arrive, and each request of the
+batch ends with the same probability, so that Binomial(batch, leaving) leave. State 0 lasts until a request comes.
+Arrivals come in bursts: their number has the mean ``rate x tau`` and ``dispersion`` times that as its variance, as a
+negative binomial, which is Poisson where the dispersion is 1. (Bursts come as a Poisson process then, and their sizes
+have the logarithmic distribution: Quenouille, Biometrics 5, 1949.) The largest ``g`` for which some values ``V`` solve,
+in every state,
 
     max over a of [ r(n, a) + E V(n') - V(n) ] / tau(n, a) = g
 
@@ -45,14 +48,24 @@ class Solution:
 class Process:
     """The queue without its rewards."""
 
-    def __init__(self, tau_s: Floats, batch: NDArray[np.int64], arrivals_per_s: float, leaving: float) -> None:
+    def __init__(
+        self,
+        tau_s: Floats,
+        batch: NDArray[np.int64],
+        arrivals_per_s: float,
+        leaving: float,
+        dispersion: float = 1.0,
+    ) -> None:
         """``tau_s``: [states, actions], positive; row 0 is idling, and counts beyond the last state count as the last.
 
         ``batch``: [states], the requests that take part in a step: the state's number, or what fits.
+        ``dispersion``: variance over mean of the number of arrivals, at least 1.
         """
         self._tau_s = tau_s
         self._states = np.arange(len(batch))
-        self._arrive = _arrivals(arrivals_per_s * tau_s)
+        self._arrivals_per_s = arrivals_per_s
+        self._dispersion = dispersion
+        self._arrive = _arrivals(arrivals_per_s * tau_s, dispersion)
         self._leave = _departures(batch, leaving)
 
     def best(self, reward: Floats, policy: NDArray[np.int64] | None = None) -> Solution:
@@ -77,6 +90,19 @@ class Process:
         """The long-run rates of amounts that actions come with, each [states, actions]."""
         return self._evaluate(policy, *amounts)[0]
 
+    def delay_cost(self, solution: Solution) -> Floats:
+        """[states]: what a second costs in the long run: the gain, and what bursts in it are expected to take away.
+
+        Bursts of ``k`` requests come at the rate ``arrivals_per_s / dispersion x q^(k - 1) / k``, where ``q`` is
+        ``1 - 1 / dispersion``.
+        """
+        value, last = solution.value, len(solution.value) - 1
+        size = np.arange(1, last + 1)
+        rate = self._arrivals_per_s / self._dispersion * (1.0 - 1.0 / self._dispersion) ** (size - 1) / size
+        rate[-1] += self._arrivals_per_s * _bursts(self._dispersion) - rate.sum()
+        lost = value[:, None] - value[np.minimum(self._states[:, None] + size, last)]
+        return np.asarray(solution.gain + lost @ rate)
+
     def _evaluate(self, policy: NDArray[np.int64], *amounts: Floats) -> tuple[list[float], list[Floats]]:
         """Long-run rate, and values relative to state 0, of every amount."""
         states = self._states
@@ -94,18 +120,24 @@ class Process:
         return rates, [total - rate * time for total, rate in zip(sums, rates, strict=True)]
 
 
-def _tail(mean: float) -> int:
-    """A count that Poisson and Binomial of this mean exceed less than once in a million times; more counts as it."""
-    return math.ceil(mean + 6.0 * math.sqrt(mean) + 3.0)
+def _tail(mean: float, dispersion: float = 1.0) -> int:
+    """A count that is exceeded less than once in a million times; more counts as it."""
+    return math.ceil(mean + 6.0 * math.sqrt(mean * dispersion) + 14.0 * (dispersion - 1.0) + 3.0)
 
 
-def _arrivals(mean: Floats) -> Floats:
-    """[arrivals, states, actions]: Poisson; exactly one arrival ends idling."""
-    most = min(_tail(float(mean[1:].max(initial=0.0))), max(len(mean) - 1, 1))
+def _bursts(dispersion: float) -> float:
+    """Per arrival."""
+    return math.log(dispersion) / (dispersion - 1.0) if dispersion > 1.0 else 1.0
+
+
+def _arrivals(mean: Floats, dispersion: float) -> Floats:
+    """[arrivals, states, actions]: negative binomial; exactly one arrival ends idling."""
+    most = min(_tail(float(mean[1:].max(initial=0.0)), dispersion), max(len(mean) - 1, 1))
     found = np.empty((most + 1, *mean.shape))
-    found[0] = np.exp(-mean)
+    found[0] = np.exp(-mean * _bursts(dispersion))
     for count in range(1, most):
-        found[count] = found[count - 1] * mean / count
+        more = mean / dispersion + (count - 1) * (1.0 - 1.0 / dispersion)
+        found[count] = found[count - 1] * more / count
     found[most] = np.maximum(0.0, 1.0 - found[:most].sum(axis=0))
     found[:, 0] = 0.0
     found[1, 0] = 1.0

@@ -20,10 +20,10 @@ LATE_AIM = 0.005
 """Fraction of late tokens to plan for: half of what 99% attainment leaves."""
 LATE_ALONE = 1.25
 """Where decode alone has more late tokens, the aim is this multiple of them: finetuning cannot mend that."""
+WAITING = 30.0
+"""A waiting request costs what this many whole devices finetune while it waits."""
 COVERAGE_DEVIATIONS = 2.33
 """A bound with 99% coverage lies this many standard deviations above the middle."""
-WAITING = 100.0
-"""A waiting request costs what this many whole devices finetune while it waits."""
 ROOM_USED = (0.0, 0.3, 0.6, 1.0)
 """Windows to choose from, as fractions of what a share's bound leaves of the budget."""
 
@@ -38,6 +38,8 @@ class Plan:
     """Finetune tokens that a second of delay at this batch costs in the long run."""
     gap_ms: list[list[float]]
     """Planned gap of every share, without a window."""
+    late: list[float]
+    """Late tokens that the predictor expects of a step, decode being alone because nothing else fits."""
 
     @property
     def capacity(self) -> int:
@@ -55,7 +57,7 @@ def make_plan(predictor: Predictor, slo: Slo, load: Load, finetune: FinetuneStat
     An ITL SLO limits the upper bound of a gap, a TPOT SLO its mean, since a request's TPOT averages over
     many steps, ``slowdown`` the mean as a multiple of decode alone's. Once requests wait, decode is alone.
     """
-    costs, alone_per_ms = predictor.costs, predictor.finetune_alone_tokens_per_s / 1e3
+    costs, alone_per_ms = predictor.costs, predictor.alone_tokens_per_s(finetune) / 1e3
     queue = max(8, load.capacity // 4)
     states = np.arange(load.capacity + queue + 1)
     batch = np.minimum(states, load.capacity)
@@ -87,22 +89,23 @@ def make_plan(predictor: Predictor, slo: Slo, load: Load, finetune: FinetuneStat
     tau_ms = gap[:, :, None] + np.where(opened, rest_ms + used_ms + costs.window_overhead_ms, 0.0)
     rate = outlook.finetune_tokens_per_s[batch][:, :, None] / 1e3
     reward = rate * (gap[:, :, None] + np.where(opened, rest_ms, 0.0))
-    reward += alone_per_ms * np.maximum(0.0, used_ms - costs.window_dead_ms)
+    reward += alone_per_ms * used_ms
     reward -= WAITING * alone_per_ms * (states - batch)[:, None, None] * tau_ms
     tau_ms[0] = 1e3 / load.arrivals_per_s
     reward[0] = alone_per_ms * tau_ms[0]
     reward[~allowed] = -np.inf
 
     made = np.broadcast_to(batch[:, None, None].astype(float), tau_ms.shape)
-    late = made * _late(slo, gap[:, :1], outlook.gap_ms[batch][:, :1], bound[:, :1], room[:, :1])[:, :, None]
+    expected = batch[:, None] * _late(slo, gap[:, :1], outlook.gap_ms[batch][:, :1], bound[:, :1], room[:, :1])
+    late = np.minimum(load.lateness * expected[:, :, None], made)
     late_costs = alone_per_ms * min(slo.itl_ms or NO_SLO_MS, slo.tpot_ms or NO_SLO_MS) * late
 
     shape = (len(states), -1)
-    process = Process(tau_ms.reshape(shape) / 1e3, batch, load.arrivals_per_s, load.leaving)
+    process = Process(tau_ms.reshape(shape) / 1e3, batch, load.arrivals_per_s, load.leaving, load.dispersion)
     solution = _within_aim(process, *(array.reshape(shape) for array in (reward, late_costs, late, made)))
-    value, last = solution.value, load.capacity + 1
-    delay = solution.gain + load.arrivals_per_s * (value[:last] - value[1 : last + 1])
-    return Plan(solution.gain, np.maximum(delay, 0.0).tolist(), outlook.gap_ms.tolist())
+    delay = process.delay_cost(solution)[: load.capacity + 1]
+    expected = expected[: load.capacity + 1, 0]
+    return Plan(solution.gain, np.maximum(delay, 0.0).tolist(), outlook.gap_ms.tolist(), expected.tolist())
 
 
 def _within_aim(process: Process, reward: Floats, late_costs: Floats, late: Floats, made: Floats) -> Solution:

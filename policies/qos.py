@@ -6,7 +6,8 @@ import math
 from dataclasses import astuple, replace
 from typing import Annotated, ClassVar
 
-from harli.types import Decision, DecodeState, FinetuneState, HarliError, StepRecord
+from harli.rows import StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, HarliError
 from policies.background import Background
 from policies.base import Policy, PolicyContext, Range
 from policies.budget import budget_ms
@@ -50,6 +51,7 @@ class Qos(Policy):
             raise HarliError(f"slowdown is a multiple of decode alone's gap, at least 1, not {slowdown}")
         self._predictor = context.need_predictor()
         self._slowdown = slowdown
+        self._limit_ms = min(limit for limit in (context.slo.itl_ms, context.slo.tpot_ms, math.inf) if limit)
         shares = context.menu.shares[:-1]
         self._decisions = [Decision(share) for share in shares]
         self._decode_units = [share.decode for share in shares]
@@ -57,8 +59,7 @@ class Qos(Policy):
         held = range(context.menu.finetune_alone.finetune + 1)
         self._holding = [next((i for i, s in enumerate(shares) if s.finetune >= n), len(shares) - 1) for n in held]
         self._last = 0
-        self._switch_ms, self._overhead_ms, self._dead_ms = astuple(self._predictor.costs)
-        self._alone_per_s = self._predictor.finetune_alone_tokens_per_s
+        self._switch_ms, self._overhead_ms = astuple(self._predictor.costs)
         self._meter = LoadMeter(context.max_batch)
         self._planning = _Planning(self._predictor, context, slowdown, self._meter)
         self._planner = Background(self._planning, CHECK_S, background)
@@ -80,7 +81,10 @@ class Qos(Policy):
         plan, gap_ms = self._plan, step.gap_ms - step.window_ms
         share = self._index.get(step.wanted_finetune)
         if plan is not None and share is not None and gap_ms > 0.0:  # NaN after idling
-            self._meter.took(plan.gap_ms[min(step.batch, plan.capacity)][share], gap_ms)
+            batch = min(step.batch, plan.capacity)
+            self._meter.took(plan.gap_ms[batch][share], gap_ms)
+            if share == 0:
+                self._meter.late(plan.late[batch], batch if gap_ms > self._limit_ms else 0)
 
     def _choose(self, plan: Plan, decode: DecodeState, finetune: FinetuneState) -> float:
         """Set the share that is worth most among those that fit this step, and give its window in ms."""
@@ -91,12 +95,12 @@ class Qos(Policy):
         if not forecast.known:
             budget *= CAREFUL
         slowest = self._slowdown * gaps[0]
-        gain = self._alone_per_s - price  # of a window's time
+        gain = self._predictor.alone_tokens_per_s(finetune) - price  # of a window's time
         if not forecast.known or decode.prefill_tokens:
             gain = 0.0
         held_ms, overhead_ms = finetune.held_ms, self._overhead_ms
         before = (rates[self._holding[finetune.held_units]] - price) * held_ms
-        before -= price * overhead_ms + self._alone_per_s * self._dead_ms
+        before -= price * overhead_ms
         last, decode_units = self._last, self._decode_units
         self._last, window_ms, most = 0, 0.0, -math.inf
         for share, gap in enumerate(gaps):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from harli.types import Decision, DecodeState, FinetuneState, HarliError, StepRecord
+from harli.rows import StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, HarliError
 from policies.base import Policy, PolicyContext, Range
 
 

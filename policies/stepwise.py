@@ -28,7 +28,7 @@ class Stepwise(Policy):
         best = self._shares[0]
         if not finetune.ready:
             return best
-        costs, alone_per_s = self._predictor.costs, self._predictor.finetune_alone_tokens_per_s
+        costs, alone_per_s = self._predictor.costs, self._predictor.alone_tokens_per_s(finetune)
         units, held_ms = self._predictor.units(finetune), finetune.held_ms
         budget = budget_ms(self.context.slo, decode)
         gaps, bounds, rates = self.limits(decode, finetune)
@@ -39,7 +39,7 @@ class Stepwise(Policy):
                 continue
             rest = room - costs.window_overhead_ms
             used = units.in_window_ms(rest - held_ms, split=decision.share.finetune > 0)
-            tokens = rate * gap + alone_per_s * max(0.0, used - costs.window_dead_ms)
+            tokens = rate * gap + alone_per_s * used
             if tokens > most:
                 most, best, window = tokens, decision, rest if used else 0.0
         return Decision(best.share, window) if window else best

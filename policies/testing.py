@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo, StepRecord
+from harli.rows import StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo
 from policies.base import Policy, PolicyContext
 from policies.registry import make_policy, parameters
 from policies.trial import MAX_BATCH, MENU, ExactPredictor, States, random_states

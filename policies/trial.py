@@ -25,7 +25,7 @@ class ExactPredictor(Predictor):
 
     def __init__(self, menu: Menu) -> None:
         self.menu = menu
-        self.costs = Costs(switch_ms=2.0, window_overhead_ms=1.0, window_dead_ms=5.0)
+        self.costs = Costs(switch_ms=2.0, window_overhead_ms=1.0)
         units = menu.finetune_alone.finetune
         self.unit_times = tuple(
             UnitTime(kind, units, 256, 0, 4.0, mean_ms, 1.2 * mean_ms)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from harli.types import Costs, DecodeState, FinetuneState, Menu, StepRecord, UnitTime
+from harli.rows import StepRecord
+from harli.types import Costs, DecodeState, FinetuneState, Menu, UnitTime
 from predictor.units import UnitTimes
 
 Floats = NDArray[np.float64]
@@ -50,7 +51,7 @@ class Predictor(ABC):
     costs: Costs
     unit_times: tuple[UnitTime, ...]
     finetune_alone_tokens_per_s: float
-    """With the whole device, decode idle or waiting."""
+    """With the whole device, decode idle or waiting; every layer recomputed."""
     _units: dict[tuple[int, int], UnitTimes] | None = None
 
     @abstractmethod
@@ -73,6 +74,10 @@ class Predictor(ABC):
         if units is None:
             units = self._units[shape] = UnitTimes(self.unit_times, self.menu.finetune_alone.finetune, shape)
         return units
+
+    def alone_tokens_per_s(self, finetune: FinetuneState) -> float:
+        """With the whole device, for what this shape keeps: a pass is shorter when layers are not recomputed."""
+        return self.finetune_alone_tokens_per_s * self.units(finetune).speedup
 
     def observe(self, row: StepRecord) -> None:  # noqa: B027
         """The step that just ended, as it happened: a chance to correct what is forecast next."""

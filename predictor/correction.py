@@ -26,7 +26,8 @@ from collections import deque
 
 import numpy as np
 
-from harli.types import DecodeState, FinetuneState, StepRecord
+from harli.rows import StepRecord
+from harli.types import DecodeState, FinetuneState
 from predictor.base import Floats, Forecast, Outlook, Predictor
 from predictor.dataset import STALL_MS
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from harli.engine.launch import command
 from harli.records.profile import SegmentRecord
-from harli.types import HarliError, Share, StepRecord, UnitRecord
+from harli.rows import StepRecord, UnitRecord
+from harli.types import HarliError, Share
 from profiling.plan import Group, Plan, Segment, output_tokens
 from profiling.script import POLICY, encode_script, segments_of
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from harli.records.profile import PROFILE_FILE, PROFILE_STEPS, SEGMENTS, UNITS, Profile, ProfileInfo
 from harli.records.writer import Rows, make_folder, replacing
-from harli.types import UnitRecord
+from harli.rows import UnitRecord
 from profiling.collect import Visit
 
 

@@ -48,16 +48,15 @@ def alone_tokens_per_s(times: tuple[UnitTime, ...], units: pa.Table) -> dict[tup
     return rates
 
 
-def costs(steps: pa.Table, all_units: int, alone_per_ms: float) -> Costs:
+def costs(steps: pa.Table, all_units: int) -> Costs:
     """What switching to decode alone and opening a window cost; 0 for what was not measured.
 
     Args:
         steps: columns of PROFILE_STEPS, in the order of time.
         all_units: compute units of the device.
-        alone_per_ms: tokens per millisecond of finetuning with the whole device.
     """
-    columns = ("gap_ms", "exclusive_ms", "window_ms", "decode_units", "batch", "admitted", "finetune_tokens")
-    gap, asked, took, decode, batch, admitted, tokens = (
+    columns = ("gap_ms", "exclusive_ms", "decode_units", "batch", "admitted")
+    gap, asked, decode, batch, admitted = (
         np.asarray(steps[name].to_numpy(zero_copy_only=False), dtype=float) for name in columns
     )
     labelled = steps["segment"].to_numpy() >= 0
@@ -70,15 +69,13 @@ def costs(steps: pa.Table, all_units: int, alone_per_ms: float) -> Costs:
         if plain[index] and same and len(gap[after]) == AFTER_SWITCH and not asked[index]:
             switches.append(gap[index] - np.median(gap[after]))
 
-    overhead = dead = 0.0
+    overhead = 0.0
     opened = labelled & plain & (asked > 0)
     if opened.any():
         beside = labelled & plain & (asked == 0) & (decode == all_units) & np.isin(batch, batch[opened])
         if beside.any():
             overhead = np.percentile(gap[opened] - asked[opened], TAIL) - np.percentile(gap[beside], TAIL)
-        dead = np.mean(took[opened]) - np.mean(tokens[opened]) / alone_per_ms if alone_per_ms else 0.0
     return Costs(
         switch_ms=max(0.0, float(np.median(switches))) if switches else 0.0,
         window_overhead_ms=max(0.0, float(overhead)),
-        window_dead_ms=max(0.0, float(dead)),
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, StepRecord
+from harli.rows import StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, Menu, Share
 from policies.base import Policy, PolicyContext
 from profiling.plan import DROPPED, Segment
 

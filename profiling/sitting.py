@@ -193,7 +193,6 @@ class Sitting:
         times = unit_times(self._folder.units, self._layers, self._settings.finetune.accumulation)
         rates = alone_tokens_per_s(times, self._folder.units)
         everything = self._plan.menu.finetune_alone
-        middle = rates.get((everything.finetune, self._settings.finetune.microbatch_tokens), 0.0)
         report = report_on(self._folder.steps, self._folder.segments, self._plan)
         self._info = self._info.model_copy(
             update={
@@ -201,7 +200,7 @@ class Sitting:
                 "duration_s": self._elapsed_s,
                 "unit_times": times,
                 "finetune_alone_tokens_per_s": {f"0/{size} {shape}": rate for (size, shape), rate in rates.items()},
-                "costs": costs(self._folder.steps, everything.finetune, middle / 1e3),
+                "costs": costs(self._folder.steps, everything.finetune),
                 "summary": report.summary(),
                 "verdict": report.verdict,
             }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harli.live import LiveNumbers
-from harli.types import Slo, UpdateRecord
+from harli.rows import UpdateRecord
+from harli.types import Slo
 from tests.records.builders import REQUEST, STEP
 
 

@@ -204,7 +204,7 @@ def _print(info: ProfileInfo, report: Report) -> None:
         units = share.removeprefix("0/")
         table.add_row("finetune alone", f"{rate:.0f} tokens/s on {units} compute units, micro-batches of {tokens}")
     costs = info.costs
-    window = f"window {costs.window_overhead_ms:.1f} ms beyond its length, {costs.window_dead_ms:.1f} ms of it unused"
+    window = f"window {costs.window_overhead_ms:.1f} ms beyond its length"
     table.add_row("costs", f"switch {costs.switch_ms:.1f} ms, {window}")
     Console().print(table)
     for line in info.verdict:

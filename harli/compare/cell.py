@@ -16,7 +16,7 @@ FEW_SPLITS = 2
 THRESHOLDS = ((0.4, 0.7), (0.5, 0.8), (0.6, 0.9), (0.7, 0.95))
 """``low`` and ``high`` of `reactive`, from cautious to bold."""
 
-PRICES = (0.0, 0.5, 0.85, 1.0, 1.5)
+PRICES = (0.0, 0.5, 0.85, 1.0, 1.05, 1.2, 1.5)
 """``price`` of `oracle`, from filling every step to caution."""
 
 

@@ -17,7 +17,8 @@ from harli.finetune.evaluation import Evaluation, HeldOutLoss
 from harli.finetune.packing import BatchStream
 from harli.finetune.schedule import learning_rate
 from harli.finetune.units import Unit
-from harli.types import FinetuneState, HarliError, UnitRecord, UpdateRecord
+from harli.rows import UnitRecord, UpdateRecord
+from harli.types import FinetuneState, HarliError
 
 SMOOTHING = 0.2
 UPDATES_KEPT = 1 << 16

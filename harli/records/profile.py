@@ -11,7 +11,8 @@ from pydantic import Field, FiniteFloat
 
 from harli.records.reader import read_info, read_table
 from harli.records.schema import SCHEMA_VERSION, STEPS, Info, TableSpec, arrow_schema
-from harli.types import Costs, UnitRecord, UnitTime
+from harli.rows import UnitRecord
+from harli.types import Costs, UnitTime
 
 PROFILE_FILE = "profile.json"
 

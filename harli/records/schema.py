@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, field_validator
 
-from harli.types import RequestRecord, Slo, StepRecord, UpdateRecord
+from harli.rows import RequestRecord, StepRecord, UpdateRecord
+from harli.types import Slo
 
 SCHEMA_VERSION = 2
 ADDED = ("reclaim_ms",)

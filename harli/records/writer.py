@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from harli.records.schema import REQUESTS, RUN_FILE, SETTINGS_FILE, STEPS, UPDATES, RunInfo, TableSpec
-from harli.types import HarliError, RequestRecord, StepRecord, UpdateRecord
+from harli.rows import RequestRecord, StepRecord, UpdateRecord
+from harli.types import HarliError
 
 
 class Tables:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from harli.types import Decision, DecodeState, FinetuneState, Share, StepRecord
+from harli.rows import StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, Share
 from policies.base import Policy
 from predictor.base import Forecast, Predictor
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from harli.compute.base import Partitioner
 from harli.finetune.trainer import Trainer
 from harli.memory.lender import Lender
+from harli.rows import StepRecord
 from harli.runtime.controller import Controller
-from harli.types import Decision, DecodeState, FinetuneState, StepRecord
+from harli.types import Decision, DecodeState, FinetuneState
 
 
 class Hooks:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Summary
 
+from harli.rows import StepRecord, UpdateRecord
 from harli.serve.attainment import Counts
-from harli.types import Slo, StepRecord, UpdateRecord
+from harli.types import Slo
 
 DECISION_BUCKETS_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2)
 DRIFT = 1.3

@@ -14,13 +14,14 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from harli.config import RunSettings, SloSettings
 from harli.engine.launch import command
+from harli.rows import StepRecord, UpdateRecord
 from harli.serve.attainment import LatencyCounter, Window
 from harli.serve.breaker import Breaker
 from harli.serve.jobs import Status
 from harli.serve.metrics import Metrics
 from harli.serve.recorder import Recorder
 from harli.serve.store import Store
-from harli.types import HarliError, Slo, StepRecord, UpdateRecord
+from harli.types import HarliError, Slo
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM

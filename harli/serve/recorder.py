@@ -12,7 +12,8 @@ from harli.engine import device
 from harli.records.schema import RUN_FILE, FinetuneInfo, PredictorInfo, RunInfo
 from harli.records.summary import summarise
 from harli.records.writer import RecordWriter
-from harli.types import Slo, StepRecord, UpdateRecord
+from harli.rows import StepRecord, UpdateRecord
+from harli.types import Slo
 
 FOLDER_STEPS = 50_000
 """A folder is closed when it has this many."""

@@ -20,13 +20,14 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from harli import crashes
 from harli.finetune.trainer import ADAPTER, one_line
+from harli.rows import UpdateRecord
 from harli.serve.adapters import Adapters, model_name
 from harli.serve.files import FileFolder
 from harli.serve.jobs import NEXT, Job, JobError, Status
 from harli.serve.planning import Planner
 from harli.serve.store import Store
 from harli.serve.turn import POLL_S, Turn
-from harli.types import HarliError, UpdateRecord
+from harli.types import HarliError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM

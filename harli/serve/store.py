@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from harli.config import FinetuneSettings
+from harli.rows import UpdateRecord
 from harli.serve.database import Database
 from harli.serve.jobs import ENDED, NEXT, Job, JobError, JobRequest, Status
 from harli.serve.rows import Event, File, Level
-from harli.types import HarliError, UpdateRecord
+from harli.types import HarliError
 
 
 class StateError(HarliError):

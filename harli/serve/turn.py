@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from harli.engine.launch import command
 from harli.finetune import checkpoint
 from harli.finetune.trainer import CHECKPOINTS
+from harli.rows import UpdateRecord
 from harli.serve.jobs import Job
 from harli.serve.store import Store
-from harli.types import HarliError, UpdateRecord
+from harli.types import HarliError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from harli.rows import RequestRecord, StepRecord
 from harli.runtime.controller import Controller
 from harli.simulate.device import Device
 from harli.simulate.finetune import UnitClock
 from harli.simulate.scheduler import BatchScheduler
-from harli.types import RequestRecord, StepRecord
 from harli.workload.base import Request
 
 STEPS_PER_TURN = 8192

@@ -14,8 +14,9 @@ import numpy as np
 
 from harli.config import FinetuneSettings
 from harli.finetune.schedule import learning_rate
+from harli.rows import UpdateRecord
 from harli.simulate.device import Device
-from harli.types import FinetuneState, UpdateRecord
+from harli.types import FinetuneState
 
 CYCLE = 4096
 """Units, about, before their random ratios repeat."""

@@ -98,7 +98,15 @@ class Foresight(Predictor):
         context = tokens / steps
         fitting = int(decode.kv_blocks_total * BLOCK_TOKENS / context)
         rate = max((last - first) / AHEAD_S, 1e-2)
-        return Load(rate, min(len(coming) / steps, 0.5), context, max(min(max_batch, fitting), 1), 1.0)
+        return Load(
+            arrivals_per_s=rate,
+            dispersion=1.0,
+            leaving=min(len(coming) / steps, 0.5),
+            context=context,
+            capacity=max(min(max_batch, fitting), 1),
+            stretch=1.0,
+            lateness=1.0,
+        )
 
 
 class Oracle(Policy):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from harli.types import RequestRecord
+from harli.rows import RequestRecord
 from harli.workload.base import Request
 
 BLOCK_TOKENS = 16

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from harli.types import HarliError, RequestRecord
+from harli.rows import RequestRecord
+from harli.types import HarliError
 
 
 class Request(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from harli.types import RequestRecord
+from harli.rows import RequestRecord
 from harli.workload.base import Request, Workload
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ import torch
 from harli.config import FinetuneSettings, LoraSettings
 from harli.finetune.builtin import write_builtin_dataset
 from harli.models import resolve_model
-from harli.types import HarliError, StepRecord, UpdateRecord
+from harli.rows import StepRecord, UpdateRecord
+from harli.types import HarliError
 from harli.workload.base import Request, Workload
 from harli.workload.client import OpenLoopClient
 

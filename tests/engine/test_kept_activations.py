@@ -10,7 +10,7 @@ import pytest
 
 from harli.config import FinetuneSettings, LoraSettings
 from harli.finetune.builtin import write_builtin_dataset
-from harli.types import UnitRecord, UpdateRecord
+from harli.rows import UnitRecord, UpdateRecord
 
 UPDATES = 10
 PATIENCE_S = 120.0

@@ -12,7 +12,7 @@ import pytest
 
 from harli.config import FinetuneSettings
 from harli.finetune.builtin import write_builtin_dataset
-from harli.types import StepRecord
+from harli.rows import StepRecord
 
 BLOCKS = 80
 """KV blocks that the engine is left with."""

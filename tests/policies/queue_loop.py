@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harli.types import DecodeState, FinetuneState, Slo, StepRecord
+from harli.rows import StepRecord
+from harli.types import DecodeState, FinetuneState, Slo
 from policies.base import Policy
 from predictor.base import Predictor
 
@@ -88,7 +89,7 @@ def serve(
         window_ms = decision.exclusive_ms
         if window_ms:
             window_ms = predictor.units(finetune).in_window_ms(window_ms, split=index > 0)
-            tokens += alone_per_s * max(0.0, window_ms - costs.window_dead_ms) / 1e3
+            tokens += alone_per_s * window_ms / 1e3
             window_ms += costs.window_overhead_ms
         elif decision.share.decode > last_units:
             gap_ms += costs.switch_ms

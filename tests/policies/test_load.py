@@ -84,7 +84,31 @@ def test_nothing_seen_yet_is_a_load_too() -> None:
 
 
 def test_loads_differ_by_a_fraction_of_any_number() -> None:
-    load = Load(1.0, 0.01, 500.0, 40, 1.0)
+    load = Load(1.0, 1.0, 0.01, 500.0, 40, 1.0, 1.0)
     assert not load.differs(load, 0.1)
-    assert not Load(1.05, 0.0105, 520.0, 42, 1.05).differs(load, 0.1)
-    assert Load(1.0, 0.01, 500.0, 40, 1.2).differs(load, 0.1)
+    assert not Load(1.05, 1.05, 0.0105, 520.0, 42, 1.05, 0.95).differs(load, 0.1)
+    assert Load(1.0, 1.0, 0.01, 500.0, 40, 1.2, 1.0).differs(load, 0.1)
+
+
+@pytest.mark.parametrize(("burst", "expected"), [(1, 1.0), (5, 5.0), (12, 12.0)])
+def test_arrivals_in_bursts_are_dispersed(burst: int, expected: float) -> None:
+    meter, random = LoadMeter(256), np.random.default_rng(0)
+    batch = 1
+    for step in range(12_000):
+        came = burst * int(random.poisson(2.0 * 0.05 / burst))
+        meter.step(DecodeState(0.05 * step, 0, batch + came, 100, 100, admitted=came))
+        batch = 1
+    assert meter.load().dispersion == pytest.approx(expected, rel=0.4)
+    meter.step(DecodeState(time_s=5000.0, batch=1, context_sum=100))
+    assert meter.load().dispersion < 1.1  # nothing comes
+
+
+def test_late_tokens_that_do_not_come_are_not_expected_for_long() -> None:
+    meter = LoadMeter(8)
+    assert meter.load().lateness == 1.0
+    for _ in range(1000):
+        meter.late(0.09, 0)
+    assert meter.load().lateness == pytest.approx(0.1)
+    for _ in range(1000):
+        meter.late(0.01, 1)
+    assert meter.load().lateness == 3.0

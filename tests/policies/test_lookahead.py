@@ -7,13 +7,23 @@ from itertools import product
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import binom, poisson
+from scipy.stats import binom, nbinom, poisson
 
 from policies.lookahead import Process
 from predictor.base import Floats
 
 
-def transitions(tau_s: Floats, batch: NDArray[np.int64], arrivals_per_s: float, leaving: float) -> Floats:
+def arrivals(most: int, mean: float, dispersion: float) -> Floats:
+    """Chances of 0 to ``most`` arrivals."""
+    counts = np.arange(most + 1)
+    if dispersion == 1.0:
+        return np.asarray(poisson.pmf(counts, mean))
+    return np.asarray(nbinom.pmf(counts, mean / (dispersion - 1.0), 1.0 / dispersion))
+
+
+def transitions(
+    tau_s: Floats, batch: NDArray[np.int64], arrivals_per_s: float, leaving: float, dispersion: float = 1.0
+) -> Floats:
     """[states, actions, states], from the definitions."""
     states, actions = tau_s.shape
     found = np.zeros((states, actions, states))
@@ -22,7 +32,7 @@ def transitions(tau_s: Floats, batch: NDArray[np.int64], arrivals_per_s: float, 
         for left in range(batch[n] + 1):
             stay = n - left
             chance = binom.pmf(left, batch[n], leaving)
-            came = poisson.pmf(np.arange(states - stay), arrivals_per_s * tau_s[n, a])
+            came = arrivals(states - stay - 1, arrivals_per_s * tau_s[n, a], dispersion)
             found[n, a, stay : states - 1] += chance * came[:-1]
             found[n, a, states - 1] += chance * (1.0 - came[:-1].sum())
     return found
@@ -37,8 +47,9 @@ def gain_of(policy: tuple[int, ...], chances: Floats, reward: Floats, tau_s: Flo
     return float(often @ reward[rows, policy] / (often @ tau_s[rows, policy]))
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_no_stationary_policy_is_better(seed: int) -> None:
+@pytest.mark.parametrize("dispersion", [1.0, 1.7, 6.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_stationary_policy_is_better(seed: int, dispersion: float) -> None:
     random = np.random.default_rng(seed)
     batch = np.array([0, 1, 2, 3, 3])
     tau_s = random.uniform(0.02, 0.5, (5, 3))
@@ -47,12 +58,12 @@ def test_no_stationary_policy_is_better(seed: int) -> None:
     tau_s[0], reward[0] = 1.0 / rate, 0.3
     reward[0, 1:] = -np.inf
     reward[4, 2] = -np.inf
-    chances = transitions(tau_s, batch, rate, leaving)
+    chances = transitions(tau_s, batch, rate, leaving, dispersion)
     gains = {
         policy: gain_of(policy, chances, reward, tau_s)
         for policy in product([0], range(3), range(3), range(3), range(2))
     }
-    solution = Process(tau_s, batch, rate, leaving).best(reward)
+    solution = Process(tau_s, batch, rate, leaving, dispersion).best(reward)
     assert solution.gain == pytest.approx(max(gains.values()), rel=1e-6, abs=1e-6)
     assert gains[tuple(solution.policy.tolist())] == pytest.approx(solution.gain, rel=1e-6, abs=1e-6)
 
@@ -120,3 +131,16 @@ def test_slowing_down_pays_only_while_the_queue_is_far() -> None:
         assert policy[-1] == 0
     assert earning[0] > earning[-1]
     assert earning == sorted(earning, reverse=True)
+
+
+@pytest.mark.parametrize("dispersion", [1.0, 1.7, 6.0])
+def test_a_second_costs_what_a_short_delay_does(dispersion: float) -> None:
+    tau_s, reward, batch = queue(12, 3.0, 0.1)
+    process = Process(tau_s, batch, 3.0, 0.1, dispersion)
+    solution = process.best(reward)
+    delay_s, last = 1e-5, len(batch) - 1
+    came = arrivals(last, 3.0 * delay_s, dispersion)
+    for state, cost in enumerate(process.delay_cost(solution)):
+        later = solution.value[np.minimum(state + np.arange(last + 1), last)]
+        expected = came @ later + (1.0 - came.sum()) * solution.value[last]
+        assert cost == pytest.approx(solution.gain + (solution.value[state] - expected) / delay_s, rel=1e-2, abs=1e-2)

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harli.types import Decision, DecodeState, FinetuneState, HarliError, Menu, Share, Slo, StepRecord
+from harli.rows import StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, HarliError, Menu, Share, Slo
 from policies.base import PolicyContext
 from policies.load import Load
 from policies.plan import make_plan
@@ -27,7 +28,7 @@ from tests.policies.queue_loop import serve
 TWO = Menu((Share(2, 0), Share(1, 1), Share(0, 2)))
 READY = FinetuneState(ready=True, microbatch_tokens=256)
 ALONE = Decision(Share(4, 0))
-LOAD = Load(arrivals_per_s=2.0, leaving=1 / 100, context=500.0, capacity=32, stretch=1.0)
+LOAD = Load(arrivals_per_s=2.0, dispersion=1.0, leaving=1 / 100, context=500.0, capacity=32, stretch=1.0, lateness=1.0)
 
 
 class Bounded(ExactPredictor):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harli.types import Decision, DecodeState, FinetuneState, HarliError, Menu, Share, Slo, StepRecord
+from harli.rows import StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, HarliError, Menu, Share, Slo
 from policies.base import PolicyContext
 from policies.linear import Linear
 from policies.reactive import Reactive
@@ -96,7 +97,7 @@ def test_stepwise_takes_the_most_tokens_that_fit(itl_ms: float, batch: int) -> N
             window = itl_ms - gap - costs.window_overhead_ms
             used = predictor.units(READY).in_window_ms(window, split=index > 0)
             if used:
-                more = predictor.finetune_alone_tokens_per_s * max(0.0, used - costs.window_dead_ms)
+                more = predictor.alone_tokens_per_s(READY) * used
                 options.append((rate * gap + more, Decision(share, window)))
     assert Stepwise(given).decide(state(batch), READY) == max(options, key=lambda option: option[0])[1]
 

@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from harli.commands.policies import app
-from harli.types import Decision, DecodeState, FinetuneState, HarliError, Share, Slo, StepRecord
+from harli.rows import StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, HarliError, Share, Slo
 from policies.base import Policy, PolicyContext
 from policies.linear import Linear
 from policies.qos import Qos

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harli.types import DecodeState, FinetuneState, StepRecord
+from harli.rows import StepRecord
+from harli.types import DecodeState, FinetuneState
 from predictor.base import Floats
 from predictor.correction import STALE, STEP, WINDOW, CorrectedPredictor
 from predictor.table import TablePredictor

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from harli.records.profile import PROFILE_STEPS, SEGMENTS, UNITS, ProfileInfo
-from harli.types import Costs, HarliError, StepRecord
+from harli.rows import StepRecord
+from harli.types import Costs, HarliError
 from predictor.dataset import MIN_POINTS, Dataset, differences, read_datasets, states
 from tests.predictor.builders import MENU, UNIT_TIMES, synthetic, write_plain
 from tests.records.builders import STEP, run_info, small_run

@@ -76,3 +76,10 @@ def test_without_times_a_window_holds_nothing() -> None:
     assert nothing.longest_ms == math.inf
     assert nothing.in_window_ms(1e6) == 0.0
     assert nothing.in_windows_ms(np.array([1e6]), np.array(False)) == 0.0
+
+
+def test_a_pass_that_keeps_activations_is_faster() -> None:
+    kept = (UnitTime("forward_kept", 2, 256, 6, 6.0, 12.0, 13.0), UnitTime("backward_kept", 2, 256, 6, 6.0, 18.0, 20.0))
+    assert UNITS.speedup == 1.0
+    assert UnitTimes((*TIMES, *kept), 2, (256, 6)).speedup == pytest.approx(240.5 / 180.0)
+    assert UnitTimes((), 2, (256, 6)).speedup == 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harli.records.profile import UNITS
-from harli.types import UnitRecord
+from harli.rows import UnitRecord
 from profiling.measure import alone_tokens_per_s, costs, unit_times
 from tests.profiling.builders import steps_table
 from tests.records.builders import STEP
@@ -62,9 +62,8 @@ def test_too_few_units_say_nothing() -> None:
 def test_costs_of_windows() -> None:
     plain = [(0, 0, *STEP._replace(gap_ms=20.0))] * 20
     opened = [(1, 0, *STEP._replace(exclusive_ms=50.0, window_ms=49.0, gap_ms=72.0, finetune_tokens=12.0))] * 20
-    found = costs(steps_table(plain + opened), 2, alone_per_ms=0.3)
+    found = costs(steps_table(plain + opened), 2)
     assert found.window_overhead_ms == pytest.approx(2.0)
-    assert found.window_dead_ms == pytest.approx(9.0)  # of the 49 ms that were used 40 are accounted for
     assert found.switch_ms == 0.0
 
 
@@ -72,6 +71,6 @@ def test_cost_of_switching_back_to_decode_alone() -> None:
     split = STEP._replace(decode_units=1, finetune_units=1, gap_ms=40.0)
     first, alone = STEP._replace(gap_ms=23.0), STEP._replace(gap_ms=20.0)
     rows = [(0, 0, *row) for _ in range(3) for row in (split, split, first, *[alone] * 4)]
-    assert costs(steps_table(rows), 2, 0.0).switch_ms == pytest.approx(3.0)
+    assert costs(steps_table(rows), 2).switch_ms == pytest.approx(3.0)
     faster = [(0, 0, *row) for row in (split, STEP._replace(gap_ms=19.0), *[alone] * 4)]
-    assert costs(steps_table(faster), 2, 0.0).switch_ms == 0.0
+    assert costs(steps_table(faster), 2).switch_ms == 0.0

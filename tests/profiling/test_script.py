@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from harli.types import DecodeState, FinetuneState, Slo, StepRecord
+from harli.rows import StepRecord
+from harli.types import DecodeState, FinetuneState, Slo
 from policies.base import PolicyContext
 from policies.registry import make_policy
 from profiling.plan import DROPPED, Segment

@@ -13,7 +13,8 @@ from harli.records.reader import Record, read_record
 from harli.records.schema import FinetuneInfo, RunInfo
 from harli.records.summary import summarise
 from harli.records.writer import RecordWriter
-from harli.types import RequestRecord, Slo, StepRecord, UpdateRecord
+from harli.rows import RequestRecord, StepRecord, UpdateRecord
+from harli.types import Slo
 
 STEP = StepRecord(
     step=0, time_s=0.0, batch=1, context_sum=100, context_max=100, prefill_tokens=0, admitted=0, waiting=0,

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from harli.records.schema import REQUESTS, SCHEMA_VERSION, STEPS, UPDATES, VERSION_KEY, RunInfo
-from harli.types import HarliError, RequestRecord, StepRecord, UpdateRecord
+from harli.rows import RequestRecord, StepRecord, UpdateRecord
+from harli.types import HarliError
 from tests.records.builders import REQUEST, STEP, run_info
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from harli.records.schema import REQUESTS, STEPS, UPDATES
 from harli.records.summary import METRICS, SETTLED_STEPS, summarise
-from harli.types import Slo, UpdateRecord
+from harli.rows import UpdateRecord
+from harli.types import Slo
 from tests.records.builders import REQUEST, STEP, small_run
 
 SLO = Slo(itl_ms=30.0, tpot_ms=25.0)

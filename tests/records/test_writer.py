@@ -9,7 +9,8 @@ import pytest
 from harli.records import writer as writer_module
 from harli.records.reader import read_record
 from harli.records.writer import RecordWriter
-from harli.types import HarliError, UpdateRecord
+from harli.rows import UpdateRecord
+from harli.types import HarliError
 from tests.records.builders import REQUEST, STEP, run_info
 
 UPDATE = UpdateRecord(update=1, time_s=1.5, loss=5.25, tokens=200, learning_rate=1e-4)

@@ -8,9 +8,10 @@ import time
 
 from harli.compute.base import Partitioner
 from harli.compute.gate import Gate
+from harli.rows import StepRecord
 from harli.runtime.controller import Controller
 from harli.runtime.session import Session
-from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo, StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo
 from policies.base import Policy, PolicyContext
 
 MENU = Menu((Share(4, 0), Share(3, 1), Share(2, 2), Share(1, 3), Share(0, 4)))

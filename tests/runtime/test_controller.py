@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from harli.rows import StepRecord
 from harli.runtime.controller import DECISION_LIMIT_MS, Controller
-from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo, StepRecord
+from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo
 from policies.base import Policy, PolicyContext
 
 MENU = Menu((Share(2, 0), Share(1, 1), Share(0, 2)))

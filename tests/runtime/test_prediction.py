@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from harli.rows import StepRecord
 from harli.runtime.controller import Controller
-from harli.types import DecodeState, FinetuneState, Slo, StepRecord
+from harli.types import DecodeState, FinetuneState, Slo
 from policies.testing import ExactPredictor
 from predictor.base import Forecast
 from tests.runtime.stand_ins import ALONE, FINETUNE, HALF, MENU, Engine

@@ -9,7 +9,8 @@ import pytest
 
 from harli.compute.cuda_timing import EventTimer
 from harli.compute.timing import StepTimer
-from harli.types import Share, StepRecord
+from harli.rows import StepRecord
+from harli.types import Share
 from tests.compute.gpu import Cuda
 from tests.runtime.stand_ins import ALONE, HALF, LITTLE, MOST, Engine, RecordingPartitioner
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from harli.rows import StepRecord
 from harli.runtime import session as session_module
-from harli.types import StepRecord
 from tests.runtime.stand_ins import ALONE, HALF, MOST, PATIENCE_S, Engine, Units
 
 

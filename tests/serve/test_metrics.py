@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from harli.rows import UpdateRecord
 from harli.serve.attainment import Counts
 from harli.serve.metrics import DRIFT, Metrics
-from harli.types import Slo, UpdateRecord
+from harli.types import Slo
 from tests.records.builders import STEP
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

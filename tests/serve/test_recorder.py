@@ -8,9 +8,10 @@ import pytest
 
 from harli.config import RunSettings, SloSettings
 from harli.records.reader import read_record
+from harli.rows import UpdateRecord
 from harli.serve import recorder as module
 from harli.serve.recorder import Recorder
-from harli.types import HarliError, UpdateRecord
+from harli.types import HarliError
 from predictor.sources import read_run
 from tests.records.builders import STEP
 

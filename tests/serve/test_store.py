@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from harli.rows import UpdateRecord
 from harli.serve.jobs import ENDED, NEXT, Extension, Job, JobError, JobRequest, Status
 from harli.serve.rows import File
 from harli.serve.store import StateError, Store
-from harli.types import HarliError, UpdateRecord
+from harli.types import HarliError
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from harli.config import FinetuneSettings
+from harli.rows import RequestRecord, StepRecord, UpdateRecord
 from harli.runtime.controller import Controller
 from harli.simulate.analytic import AnalyticDevice, Roofline
 from harli.simulate.device import Noise
 from harli.simulate.engine import SimulatedEngine
 from harli.simulate.finetune import UnitClock
 from harli.simulate.scheduler import BatchScheduler
-from harli.types import Menu, RequestRecord, Share, Slo, StepRecord, UpdateRecord
+from harli.types import Menu, Share, Slo
 from harli.workload.base import Request
 from policies.base import Policy, PolicyContext
 from policies.registry import make_policy

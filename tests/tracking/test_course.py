@@ -7,9 +7,9 @@ import pytest
 
 from harli.records.reader import Record
 from harli.records.schema import REQUESTS, STEPS, UPDATES
+from harli.rows import UpdateRecord
 from harli.tracking import course as course_module
 from harli.tracking.course import Course, course
-from harli.types import UpdateRecord
 from tests.records.builders import REQUEST, STEP, run_info
 
 NAN = math.nan
