@@ -18,7 +18,7 @@ BURST_S = 2.0
 """About as long as a request stays: bursts matter that come faster than requests leave."""
 MOST_DISPERSED = 30.0
 FIRST_RATE, FIRST_S, FIRST_OUTPUT, FIRST_SINGLE = 0.5, 1.0, 200.0, 10.0
-"""To begin with: requests per second, and how many seconds of having seen that count; output tokens; and as many requests
+"""To begin with: requests per second, and how many seconds of having seen that count; output tokens; how many requests
 are believed to have come one by one."""
 
 
