@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from harli.types import Slo
+
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -94,6 +96,11 @@ class SloSettings(Settings):
 
     itl_ms: PositiveFloat | None = None
     tpot_ms: PositiveFloat | None = None
+
+    @property
+    def objective(self) -> Slo:
+        """As policies get it."""
+        return Slo(self.itl_ms, self.tpot_ms)
 
 
 class PolicySettings(Settings):

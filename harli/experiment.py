@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,10 +18,10 @@ from harli.finetune.builtin import write_builtin_dataset
 from harli.finetune.dataset import read_samples
 from harli.forecasting import choose
 from harli.live import Progress
-from harli.records.schema import FinetuneInfo, RunInfo
+from harli.records.schema import RunInfo
 from harli.records.writer import RecordWriter
 from harli.run import EngineDiedError, PolicyRun
-from harli.types import HarliError, Slo
+from harli.types import HarliError
 from harli.workload.make import make_workload
 
 ENGINE_LOG = "engine.log"
@@ -46,7 +45,7 @@ class Experiment:
             crashes.forget(release_job)
         crashes.check(self.job)
         self.resume = checkpoint.latest(resume).resolve() if resume else None
-        self.slo = Slo(settings.slo.itl_ms, settings.slo.tpot_ms)
+        self.slo = settings.slo.objective
         self.predictor = choose(settings, self.slo)
         arguments = engine_arguments(settings.engine)
         self.workload = make_workload(settings.workload, arguments["max_model_len"])
@@ -100,21 +99,11 @@ class Experiment:
             raise HarliError(f"the engine process died twice; {log} may say why, the record is kept") from None
 
     def _info(self) -> RunInfo:
-        settings = self.settings
-        return RunInfo(
-            name=settings.policy,
-            policy=settings.policy,
-            policy_params=dict(settings.params),
-            settings=settings.model_dump(mode="json"),
-            model=settings.engine.model,
-            role=settings.engine.role,
-            slo=self.slo,
+        return RunInfo.begun(
+            self.settings,
             menu=[str(share) for share in device.menu().shares],
             device=device.describe(),
             versions=device.versions(),
-            started_at=datetime.now(UTC).isoformat(),
-            status="running",
-            finetune=FinetuneInfo(state="off"),
             predictor=self.predictor.info,
         )
 

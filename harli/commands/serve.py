@@ -13,7 +13,6 @@ from harli import settings_file
 from harli.commands.complete import models, policies
 from harli.commands.run import flag
 from harli.config import EngineSettings, RunSettings
-from harli.types import Slo
 
 ENGINE = EngineSettings()
 TURN_S = 60.0
@@ -92,7 +91,7 @@ def serve(
         from harli.serve.arguments import server_arguments, take_keys
         from harli.serve.server import serve as serve_until_signal
 
-        chosen = choose(settings, Slo(settings.slo.itl_ms, settings.slo.tpot_ms))
+        chosen = choose(settings, settings.slo.objective)
         arguments = server_arguments(settings, chosen.folder, context.args)
         keys = take_keys(arguments)
     if chosen.note:

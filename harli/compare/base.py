@@ -122,10 +122,9 @@ class Comparison(ABC):
 
     def trial_slo(self) -> Slo:
         """The SLO, or one of its kind, to try policies with before any run."""
-        slo = self.settings.run.slo
         if self.settings.slo_scales:
             return Slo(**{f"{self.settings.slo_on}_ms": TRIAL_SLO_MS})
-        return Slo(slo.itl_ms, slo.tpot_ms)
+        return self.settings.run.slo.objective
 
     def _info(self) -> ComparisonInfo:
         return ComparisonInfo(

@@ -6,7 +6,6 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -26,10 +25,10 @@ from harli.finetune.builtin import write_builtin_dataset
 from harli.finetune.trainer import CHECKPOINTS
 from harli.forecasting import Chosen, choose
 from harli.live import Progress as RunProgress
-from harli.records.schema import FinetuneInfo, RunInfo
+from harli.records.schema import RunInfo
 from harli.records.writer import RecordWriter
 from harli.run import EngineDiedError, PolicyRun
-from harli.types import HarliError, Slo
+from harli.types import HarliError
 from harli.workload.make import make_workload
 
 if TYPE_CHECKING:
@@ -142,19 +141,11 @@ class Sitting:
 
     def _info(self, planned: PlannedRun, settings: RunSettings, chosen: Chosen) -> RunInfo:
         whole = self._results.info
-        return RunInfo(
+        return RunInfo.begun(
+            settings,
             name=str(planned),
-            policy=settings.policy,
-            policy_params=dict(settings.params),
-            settings=settings.model_dump(mode="json"),
-            model=settings.engine.model,
-            role=settings.engine.role,
-            slo=Slo(settings.slo.itl_ms, settings.slo.tpot_ms),
             menu=whole.menu,
             device=whole.device,
             versions=device.versions(),
-            started_at=datetime.now(UTC).isoformat(),
-            status="running",
-            finetune=FinetuneInfo(state="off"),
             predictor=chosen.info,
         )

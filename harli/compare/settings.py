@@ -88,7 +88,7 @@ class ComparisonSettings(Settings):
         Raises HarliError when there is nothing to scale.
         """
         if not self.slo_scales:
-            return (Objective(Slo(self.run.slo.itl_ms, self.run.slo.tpot_ms)),)
+            return (Objective(self.run.slo.objective),)
         base_ms = alone[BASE_METRICS[self.slo_on]]
         if base_ms is None:
             raise HarliError("no request has two output tokens, so there is no latency to scale; choose another trace")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal, get_type_hints
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, field_validator
 
+from harli.config import RunSettings
 from harli.rows import RequestRecord, StepRecord, UpdateRecord
 from harli.types import Slo
 
@@ -129,6 +130,23 @@ class RunInfo(Info):
     predictor: PredictorInfo | None = None
     summary: dict[str, FiniteFloat | None] = {}
     """The metrics of ``harli.records.summary``; None where there was no data."""
+
+    @classmethod
+    def begun(cls, settings: RunSettings, **known: Any) -> Self:
+        """A run that begins now under these settings; ``known`` has what they do not say."""
+        described: dict[str, Any] = {
+            "name": settings.policy,
+            "policy": settings.policy,
+            "policy_params": dict(settings.params),
+            "settings": settings.model_dump(mode="json"),
+            "model": settings.engine.model,
+            "role": settings.engine.role,
+            "slo": settings.slo.objective,
+            "started_at": datetime.now(UTC).isoformat(),
+            "status": "running",
+            "finetune": FinetuneInfo(state="off"),
+        }
+        return cls(**described | known)
 
     @field_validator("started_at")
     @classmethod

@@ -228,4 +228,4 @@ class Monitor:
 
     @property
     def _slo(self) -> Slo:
-        return Slo(self.settings.slo.itl_ms, self.settings.slo.tpot_ms)
+        return self.settings.slo.objective

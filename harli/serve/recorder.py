@@ -13,7 +13,6 @@ from harli.records.schema import RUN_FILE, FinetuneInfo, PredictorInfo, RunInfo
 from harli.records.summary import summarise
 from harli.records.writer import RecordWriter
 from harli.rows import StepRecord, UpdateRecord
-from harli.types import Slo
 
 FOLDER_STEPS = 50_000
 """A folder is closed when it has this many."""
@@ -71,20 +70,11 @@ class Recorder:
             shutil.rmtree(old.parent, ignore_errors=True)
 
     def _describe(self) -> RunInfo:
-        settings = self._settings
-        return RunInfo(
-            name=settings.policy,
-            policy=settings.policy,
-            policy_params=dict(settings.params),
-            settings=settings.model_dump(mode="json"),
-            model=settings.engine.model,
-            role=settings.engine.role,
-            slo=Slo(settings.slo.itl_ms, settings.slo.tpot_ms),
+        return RunInfo.begun(
+            self._settings,
             menu=[str(share) for share in device.menu().shares],
             device=device.describe(),
             versions=device.versions(),
-            started_at=datetime.now(UTC).isoformat(),
-            status="running",
             finetune=FinetuneInfo(state="off", reason="jobs are kept by the server"),
             predictor=self._predictor,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from harli.simulate.finetune import UnitClock
 from harli.simulate.oracle import Foresight, Oracle
 from harli.simulate.scheduler import BatchScheduler
 from harli.simulate.served import blocks
-from harli.types import HarliError, Slo
+from harli.types import HarliError
 from harli.workload.base import Workload
 from policies.base import PolicyContext
 from policies.registry import load_policy, make_policy, parameters
@@ -54,10 +53,10 @@ class Simulation:
     def __init__(self, settings: SimulationSettings, device: Device, workload: Workload) -> None:
         """Raises HarliError for whatever the user can mend."""
         engine, seed = settings.engine, settings.workload.seed
-        slo = Slo(settings.slo.itl_ms, settings.slo.tpot_ms)
+        slo = settings.slo.objective
         self.workload = workload
         self._duration_s = settings.workload.duration_s
-        self.info = _info(settings, device, slo)
+        self.info = _info(settings, device)
         kv_blocks = settings.cache_blocks
         sizes = (blocks(request.prompt_tokens + request.output_tokens) for request in workload.requests)
         longest = max(sizes, default=0)
@@ -144,20 +143,12 @@ def _params(settings: RunSettings) -> dict[str, Any]:
     return params
 
 
-def _info(settings: SimulationSettings, device: Device, slo: Slo) -> RunInfo:
-    return RunInfo(
-        name=settings.policy,
+def _info(settings: SimulationSettings, device: Device) -> RunInfo:
+    return RunInfo.begun(
+        settings,
         simulated=True,
-        policy=settings.policy,
-        policy_params=dict(settings.params),
-        settings=settings.model_dump(mode="json"),
-        model=settings.engine.model,
-        role=settings.engine.role,
-        slo=slo,
         menu=[str(share) for share in device.menu.shares],
         device={"kind": "simulated", "name": device.name},
         versions=versions(),
-        started_at=datetime.now(UTC).isoformat(),
-        status="running",
         finetune=FinetuneInfo(state="running"),
     )
