@@ -39,11 +39,17 @@ FATES = (Fate.FINISH, Fate.PAUSE, Fate.FINISH, Fate.CANCEL)
 
 
 class Jobs:
-    """Jobs of one epoch over a few docstrings; ``attend`` once a second keeps ``ACTIVE`` of them going."""
+    """Jobs of one epoch over a few docstrings; ``attend`` once a second keeps ``ACTIVE`` of them going.
 
-    def __init__(self, client: openai.AsyncOpenAI, model: str) -> None:
+    A finished job's adapter is tried and then deleted, since each one that is served takes memory.
+    """
+
+    def __init__(self, client: openai.AsyncOpenAI, model: str, folder: Path) -> None:
+        """``folder``: of the server's jobs."""
         self._client = client
         self._model = model
+        self._folder = folder
+        self._usable = 0
         self._file = ""
         self._created = 0
         self._resumed = 0
@@ -68,16 +74,15 @@ class Jobs:
         for _ in range(ACTIVE - sum(job.status != "paused" for job in unfinished)):
             await self._create()
 
-    async def report(self, folder: Path) -> dict[str, Any]:
-        """How many jobs ended how, and of how many the adapter can be used. ``folder``: of the server's jobs."""
+    async def report(self) -> dict[str, Any]:
+        """How many jobs ended how, and of how many the adapter could be used."""
         unfinished = await self._unfinished()
-        succeeded = [job for job in self._ended if job.status == "succeeded"]
         return {
             "created": self._created,
             "ended": dict(Counter(job.status for job in self._ended)),
             "unfinished": len(unfinished),
             "paused_and_resumed": self._resumed,
-            "adapters_usable": sum([await self._usable(job, folder / job.id) for job in succeeded]),
+            "adapters_usable": self._usable,
             "errors": [job.error.message for job in self._ended if job.error],
         }
 
@@ -88,6 +93,9 @@ class Jobs:
             if job.finished_at is not None:
                 del self._fates[job.id]
                 self._ended.append(job)
+                if job.status == "succeeded":
+                    self._usable += await self._is_usable(job, self._folder / job.id)
+                    await self._client.models.delete(job.fine_tuned_model or "")
         return [job for job in jobs if job.id in self._fates]
 
     async def _follow(self, job: FineTuningJob) -> None:
@@ -114,7 +122,7 @@ class Jobs:
         self._fates[job.id] = FATES[self._created % len(FATES)]
         self._created += 1
 
-    async def _usable(self, job: FineTuningJob, folder: Path) -> bool:
+    async def _is_usable(self, job: FineTuningJob, folder: Path) -> bool:
         """Whether its file has finite numbers, and its name is listed and answers."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file

@@ -91,7 +91,7 @@ async def measure(server: ServerProcess, model: str, plan: Plan) -> dict[str, An
         httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT_S) as operator,
     ):
         load = {"requests_per_s": plan.requests_per_s, "duration_s": plan.duration_s, "seed": plan.seed}
-        requests, jobs = Requests(client, model, **load), Jobs(client, model)
+        requests, jobs = Requests(client, model, **load), Jobs(client, model, server.state / "jobs")
         await requests.warm_up()
         await jobs.upload()
         began_s = time.monotonic()
@@ -101,7 +101,7 @@ async def measure(server: ServerProcess, model: str, plan: Plan) -> dict[str, An
             await go_through(plan, began_s, operator, jobs)
             result["finetune_tokens_per_s"] = await finetune_tokens(operator) / (plan.duration_s / 2)
             await sending
-            result["jobs"] = await jobs.report(server.state / "jobs")
+            result["jobs"] = await jobs.report()
             result["state"] = (await operator.get("/harli/state")).json()
         except (httpx.HTTPError, openai.OpenAIError) as error:
             result["stopped_by"] = f"{type(error).__name__}: {error}"

@@ -8,6 +8,9 @@ NO_SLO_MS = 1000.0
 """Longest gap where nothing else limits one: a window has to end, SLO or not."""
 
 
-def budget_ms(slo: Slo, decode: DecodeState) -> float:
-    """Longest gap that the next tokens may have; negative when the tightest request is late already."""
-    return min(slo.budget_ms(decode.slack_ms), NO_SLO_MS)
+def budget_ms(slo: Slo, decode: DecodeState, reserve_ms: float = 0.0) -> float:
+    """Longest gap that the next tokens may have; negative when the tightest request is late already.
+
+    ``reserve_ms`` of a request's slack is left for steps to come.
+    """
+    return min(slo.budget_ms(decode.slack_ms - reserve_ms), NO_SLO_MS)

@@ -21,6 +21,11 @@ REFRESH_S = 10.0
 """A plan this old is made again though the load has stayed: the predictor may have corrected itself."""
 MOVED = 0.1
 """Fraction by which an estimate has to move for a new plan."""
+RESERVED = 1.5
+"""Of a request's slack, this many of the largest excess of a step over its plan are left for steps to come: others'
+prompts, most of all, which the next step may have and no forecast of this one knows."""
+REMEMBERED_MS = 20_000.0
+"""About how long an excess counts as the largest."""
 CAREFUL = 0.8
 """Part of the budget that is used in states outside what the predictor knows."""
 
@@ -31,10 +36,11 @@ class Qos(Policy):
     Stretching every step to its limit keeps requests longer, so the batch grows until finetuning no longer fits and
     requests wait. So a plan, made again in the background as load and context drift, says for every batch size what a
     second of delay costs in the long run (``policies.plan``). Of the shares and windows whose bound fits its budget, a
-    step takes the one with the most finetune tokens less that cost. Requests that wait have decode alone; so has a step
-    far outside what the predictor knows, unless there is a margin. ``slowdown`` limits the expected gap, window
-    included, to that multiple of decode alone's. ``background=False`` makes plans at once, at the same moments of
-    ``decode.time_s``, for simulation and tests.
+    step takes the one with the most finetune tokens less that cost. Under a TPOT SLO some of a request's slack is left
+    for what may come before it ends. Requests that wait have decode alone; so has a step far outside what the predictor
+    knows, unless there is a margin. ``slowdown`` limits the expected gap, window included, to that multiple of decode
+    alone's. ``background=False`` makes plans at once, at the same moments of ``decode.time_s``, for simulation and
+    tests.
     """
 
     keeps_slo: ClassVar[bool] = True
@@ -59,6 +65,7 @@ class Qos(Policy):
         held = range(context.menu.finetune_alone.finetune + 1)
         self._holding = [next((i for i, s in enumerate(shares) if s.finetune >= n), len(shares) - 1) for n in held]
         self._last = 0
+        self._reserve_ms = 0.0
         self._switch_ms, self._overhead_ms = astuple(self._predictor.costs)
         self._meter = LoadMeter(context.max_batch)
         self._planning = _Planning(self._predictor, context, slowdown, self._meter)
@@ -82,7 +89,10 @@ class Qos(Policy):
         share = self._index.get(step.wanted_finetune)
         if plan is not None and share is not None and gap_ms > 0.0:  # NaN after idling
             batch = min(step.batch, plan.capacity)
-            self._meter.took(plan.gap_ms[batch][share], gap_ms)
+            planned_ms = plan.gap_ms[batch][share]
+            self._meter.took(planned_ms, gap_ms)
+            excess_ms = gap_ms - planned_ms
+            self._reserve_ms = max(self._reserve_ms * (1.0 - step.gap_ms / REMEMBERED_MS), RESERVED * excess_ms)
             if share == 0:
                 self._meter.late(plan.late[batch], batch if gap_ms > self._limit_ms else 0)
 
@@ -91,7 +101,7 @@ class Qos(Policy):
         forecast, units = self._predictor.forecast(decode, finetune), self._predictor.units(finetune)
         gaps, bounds, rates = forecast.gap_ms, forecast.bound_ms, forecast.finetune_tokens_per_s
         price = plan.delay_cost[min(decode.batch, plan.capacity)]
-        budget = budget_ms(self.context.slo, decode)
+        budget = budget_ms(self.context.slo, decode, self._reserve_ms)
         if not forecast.known:
             budget *= CAREFUL
         slowest = self._slowdown * gaps[0]

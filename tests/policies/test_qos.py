@@ -265,3 +265,19 @@ def test_the_same_seed_serves_the_same() -> None:
     first, second = (outcome(Qos, Slo(itl_ms=50.0), 2.0, background=False) for _ in range(2))
     assert first.decisions == second.decisions
     assert np.isfinite(first.finetune_tokens_per_s)
+
+
+def test_slack_is_left_for_steps_that_take_longer_than_planned() -> None:
+    def window_ms(slo: Slo, excess_ms: float, plain_steps: int) -> float:
+        policy, predictor = make(slo)
+        gap_ms = predictor.forecast(state(), READY).gap_ms[0]
+        policy.decide(state(slack_ms=100.0), READY)
+        for excess in (excess_ms, *[0.0] * plain_steps):
+            values: dict[str, Any] = dict.fromkeys(StepRecord._fields, 0.0)
+            policy.observe(StepRecord(**values | {"batch": 4, "gap_ms": gap_ms + excess}))
+        return policy.decide(state(slack_ms=100.0), READY).exclusive_ms
+
+    tpot, itl = Slo(tpot_ms=60.0), Slo(itl_ms=60.0)
+    assert 0.0 < window_ms(tpot, 20.0, 0) <= window_ms(tpot, 0.0, 0) - 20.0
+    assert window_ms(tpot, 20.0, 10_000) == pytest.approx(window_ms(tpot, 0.0, 10_000), abs=1.0)
+    assert window_ms(itl, 20.0, 0) == window_ms(itl, 0.0, 0)
