@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from harli.config import FinetuneSettings
+from harli.engine.heap import return_freed_memory
 from harli.engine.weights import shared_bytes, weight_views
 from harli.finetune import checkpoint
 from harli.finetune.activations import KeptActivations
@@ -123,7 +124,9 @@ class Control:
         if not self._preparing.done():
             return None
         try:
-            return self._start(*self._preparing.result(), self._folder)
+            started = self._start(*self._preparing.result(), self._folder)
+            self._preparations.submit(return_freed_memory)  # the job before is gone
+            return started
         except BaseException as error:  # whatever happened in that thread, the engine goes on
             return {"error": str(error) if isinstance(error, HarliError) else one_line(error)}
 
