@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
 from collections import Counter
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openai
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from harli.finetune.builtin import write_builtin_dataset
 
@@ -124,14 +127,16 @@ class Jobs:
 
     async def _is_usable(self, job: FineTuningJob, folder: Path) -> bool:
         """Whether its file has finite numbers, and its name is listed and answers."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         name = job.fine_tuned_model or ""
         try:
-            weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+            finite = await asyncio.to_thread(_is_finite, folder / "adapter" / "adapter_model.safetensors")
             listed = name in [model.id async for model in self._client.models.list()]
             await self._client.completions.create(model=name, prompt="Write", max_tokens=1)
         except (OSError, SafetensorError, openai.OpenAIError):
             return False
-        return listed and all(bool(tensor.isfinite().all()) for tensor in weights.values())
+        return listed and finite
+
+
+def _is_finite(adapter: Path) -> bool:
+    """Beside the event loop, which times the requests."""
+    return all(bool(tensor.isfinite().all()) for tensor in load_file(adapter).values())

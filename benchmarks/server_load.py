@@ -26,7 +26,6 @@ from statistics import median
 from typing import Annotated, Any
 
 import httpx
-import numpy as np
 import openai
 import typer
 from common import hardware, interval
@@ -114,7 +113,7 @@ async def measure(server: ServerProcess, model: str, plan: Plan) -> dict[str, An
         "engine_deaths": int(not server.alive),
         **compare(requests.records, plan),
         "memory": {
-            "mib_per_minute": slope(memory),
+            "mib_low_median_high": waves(memory, 4.0 * plan.block_s / 60.0),
             "mib_by_minute": {f"{minute:.2f}": round(mib, 1) for minute, mib in memory},
         },
     }
@@ -146,10 +145,17 @@ async def watch_memory(server: ServerProcess, began_s: float, samples: list[tupl
         await asyncio.sleep(MEMORY_EVERY_S)
 
 
-def slope(samples: Sequence[tuple[float, float]]) -> float | None:
-    """MiB per minute once memory has settled, by least squares; None without samples from then."""
-    settled = [sample for sample in samples if sample[0] >= SETTLED_MINUTES]
-    return float(np.polyfit(*np.transpose(settled), deg=1)[0]) if len(settled) > 2 else None
+def waves(samples: Sequence[tuple[float, float]], minutes: float) -> list[tuple[float, float, float]]:
+    """Lowest, median and highest MiB in each whole span of ``minutes`` once memory has settled.
+
+    Over four blocks jobs take memory and return it, so that a slope through all samples would depend on where they end.
+    """
+    spans: list[list[float]] = [[] for _ in range(int((samples[-1][0] - SETTLED_MINUTES) // minutes))]
+    for minute, mib in samples:
+        number = int((minute - SETTLED_MINUTES) // minutes)
+        if 0 <= number < len(spans):
+            spans[number].append(mib)
+    return [(min(span), median(span), max(span)) for span in spans if span]
 
 
 def compare(records: Sequence[RequestRecord], plan: Plan) -> dict[str, Any]:
