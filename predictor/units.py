@@ -37,15 +37,16 @@ class UnitTimes:
             default=(1, 0),
         )
         scale = microbatch_tokens / nearest[0]
-        own_ms, recomputed_ms = (_pass_ms(times, units, shape) for shape in (nearest, (nearest[0], 0)))
-        self.speedup = recomputed_ms / own_ms if own_ms and recomputed_ms else 1.0
-        """How much faster a pass is than one of the same micro-batch that recomputes every layer."""
         self._passes: dict[int, list[tuple[float, float]]] = {}
         for time in times:
             if (time.microbatch_tokens, time.kept_layers) == nearest:
                 self._passes.setdefault(time.units, []).append((scale * time.mean_ms, time.per_pass))
         whole = sorted(self._passes.get(units, []))
         pass_ms = sum(length * count for length, count in whole)
+        recomputing = [time for time in times if (time.microbatch_tokens, time.kept_layers) == (nearest[0], 0)]
+        recomputing_ms = scale * sum(time.mean_ms * time.per_pass for time in recomputing if time.units == units)
+        self.speedup = recomputing_ms / pass_ms if pass_ms and recomputing_ms else 1.0
+        """How much faster a pass is than one of the same micro-batch that recomputes every layer."""
         self.longest_ms = whole[-1][0] if whole else math.inf
         """The longest unit on the whole device: where windows are all that finetuning has, it needs this."""
         self.most_ms = self.longest_ms
@@ -88,11 +89,6 @@ class UnitTimes:
         own = self._passes.get(units, [])
         total = sum(length * count for length, count in own)
         return sum(length * length * count for length, count in own) / (2.0 * total) if total else 0.0
-
-
-def _pass_ms(times: Sequence[UnitTime], units: int, shape: tuple[int, int]) -> float:
-    mine = [time for time in times if (time.units, time.microbatch_tokens, time.kept_layers) == (units, *shape)]
-    return sum(time.mean_ms * time.per_pass for time in mine)
 
 
 def units_per_pass(layers: int, kept: int, accumulation: int) -> dict[str, float]:

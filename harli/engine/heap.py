@@ -6,11 +6,9 @@ import ctypes
 
 
 def return_freed_memory() -> None:
-    """Give it back to the system, where the C library can (glibc's ``malloc_trim``; milliseconds, without the GIL).
+    """Give it back to the system (glibc's ``malloc_trim``, of milliseconds; the GIL is free meanwhile).
 
     A training job leaves a heap with many holes, and the next one, of another size, does not fit into all of them, so
     that a server's resident memory would rise from job to job.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
+    ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))

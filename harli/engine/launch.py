@@ -128,6 +128,7 @@ async def launched(settings: EngineSettings, log: Path | None = None, **override
         with output_to(log) if log else nullcontext():
             engine = AsyncLLM.from_engine_args(arguments)
     except (RuntimeError, ValueError) as error:
+        await asyncio.sleep(0)  # Ctrl-C reaches the engine's process, too, which then fails: the run is cancelled here
         where = f"; {log} has the details" if log else ""
         raise HarliError(f"the engine did not start: {_cause(log) or str(error).splitlines()[0]}{where}") from error
     try:
