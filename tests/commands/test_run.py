@@ -146,6 +146,20 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     assert read_record(tmp_path / "record").info.status == "running"
 
 
+def test_ctrl_c_while_the_engine_starts_is_an_interruption_not_a_failure(tmp_path: Path) -> None:
+    process = start(
+        tmp_path, "run", "--policy", "static", "--model", "tiny", "--kv-cache-gib", "0.5", "--out", "record"
+    )
+    log = tmp_path / "record" / "engine.log"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):  # the engine's process writes
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert read_record(tmp_path / "record").info.status == "interrupted"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
