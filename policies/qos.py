@@ -21,7 +21,7 @@ REFRESH_S = 10.0
 """A plan this old is made again though the load has stayed: the predictor may have corrected itself."""
 MOVED = 0.1
 """Fraction by which an estimate has to move for a new plan."""
-RESERVED = 1.5
+RESERVED = 2.0
 """Of a request's slack, this many of the largest excess of a step over its plan are left for steps to come: others'
 prompts, most of all, which the next step may have and no forecast of this one knows."""
 REMEMBERED_MS = 20_000.0
