@@ -77,11 +77,16 @@ class Comparison(ABC):
                 )
 
     def prepare(self, folder: Path) -> None:
-        """Create ``folder`` and describe the comparison in it, unless one is gone on with."""
+        """Create ``folder`` and describe the comparison in it; one that is gone on with may get more rounds."""
         if self.before is None:
             make_folder(folder)
-            with replacing(folder / COMPARISON_FILE) as path:
-                path.write_text(self._info().model_dump_json(indent=2) + "\n", encoding="utf-8")
+            info = self._info()
+        elif self.before.info.settings == self.settings:
+            return
+        else:
+            info = self.before.info.model_copy(update={"settings": self.settings})
+        with replacing(folder / COMPARISON_FILE) as path:
+            path.write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def run_settings(self, planned: PlannedRun) -> RunSettings:
         """The settings of one run."""

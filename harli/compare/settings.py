@@ -114,8 +114,12 @@ class ComparisonInfo(Info):
 
 
 def check_same(recorded: ComparisonInfo, settings: ComparisonSettings, menu: Sequence[str]) -> None:
-    """Raises HarliError unless a comparison can be gone on with under these settings, on a device with this menu."""
+    """Raises HarliError unless a comparison can be gone on with under these settings, on a device with this menu.
+
+    There may be more rounds than before.
+    """
     before, now = recorded.settings.model_dump(mode="json"), settings.model_dump(mode="json")
+    before["rounds"] = max(before["rounds"], now["rounds"])
     if different := [name for name in now if before[name] != now[name]]:
         raise HarliError(
             f"the comparison was begun with other settings ({', '.join(different)}); leave the flags out to resume it"

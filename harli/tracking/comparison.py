@@ -43,6 +43,7 @@ def publish_comparison(comparison: ComparisonFolder, scored: Sequence[Scored]) -
         with reporting_failures():
             client.log_figure(parent, figure(scored, simulated=_simulated(comparison)), "comparison.png")
             client.log_dict(parent, json.loads(json.dumps(comparison.rows())), "rows.json")
+            client.set_tag(parent, "rounds", comparison.info.settings.rounds)
             client.set_terminated(parent)
     except HarliError as error:
         again = f"harli compare --resume {shlex.quote(str(comparison.folder))}"
@@ -115,7 +116,6 @@ def _parent(client: Any, experiment_id: str, comparison: ComparisonFolder) -> st
     parent: str = client.create_run(experiment_id, start_ms, tags, run_name=name).info.run_id
     params = {
         "policies": " ".join(settings.policies),
-        "rounds": settings.rounds,
         "slo_scales": " ".join(f"{scale:g}" for scale in settings.slo_scales),
         "model": settings.run.engine.model,
         "role": settings.run.engine.role,

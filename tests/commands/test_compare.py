@@ -140,10 +140,14 @@ def test_loads_are_simulated_without_an_engine_each_in_a_folder_that_can_be_gone
     assert code == 0, err
     assert "simulated at 2 times the rate, 1 round" in out
     assert "vs oracle" in out
+    code, out, err = harli("--resume", "two/rate-2", "--rounds", "2")
+    assert code == 0, err
+    assert "simulated at 2 times the rate, 2 rounds" in out
+    assert {run.data.tags.get("rounds") for run in client.search_runs([experiment])} == {None, "1", "2"}
 
 
 def test_other_settings_do_not_go_on(harli: Command, complete: Path) -> None:
-    code, _, err = harli("--resume", str(complete), "--rounds", "5")
+    code, _, err = harli("--resume", str(complete), "--rounds", "1")
     assert code == 2
     assert "begun with other settings (rounds)" in err
     code, _, err = harli("--resume", str(complete), "--rounds", "2", "--policies", "static", "--duration", "61")
