@@ -67,7 +67,7 @@ def test_what_is_missing_is_simulated_again_and_gives_the_same(tmp_path: Path) -
     assert sorted(map(str, repeated)) == sorted(map(str, lost))
     assert again.rows() == rows
     with pytest.raises(HarliError, match="begun with other settings"):
-        simulate(settings("qos", "static", "oracle", dedicated=True, rounds=3), folder)
+        simulate(settings("qos", "static", "oracle", dedicated=True, rounds=1), folder)
 
 
 def test_the_oracle_is_what_others_are_held_against_and_nobodys_rival(tmp_path: Path) -> None:

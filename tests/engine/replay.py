@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ class TrackerCheck:
 
     def compare(self, state: DecodeState) -> None:
         running = self._scheduler.running
-        now = time.monotonic()
+        now = state.time_s
         expected = {
             "batch": len(running),
             "context_sum": sum(request.num_computed_tokens for request in running),
