@@ -51,7 +51,7 @@ class LoadMeter:
 
     def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
-        self._now_s = self._fold_s = math.nan
+        self._now_s = self._fold_s = self._begin_s = math.nan
         self._last_batch = self._last_waiting = 0
         self._came = self._left = self._request_steps = self._batches = self._contexts = 0
         """Since the last fold."""
@@ -68,7 +68,8 @@ class LoadMeter:
         batch, waiting, admitted, now_s = decode.batch, decode.waiting, decode.admitted, decode.time_s
         if not now_s < self._fold_s + FOLD_S:
             if self._fold_s != self._fold_s:  # the first step: what runs already is no arrival
-                self._fold_s, self._last_batch, self._last_waiting = now_s, batch - admitted, waiting
+                self._begin_s = self._fold_s = now_s
+                self._last_batch, self._last_waiting = batch - admitted, waiting
             self._fold(decode)
         self._came += admitted + waiting - self._last_waiting
         self._left += self._last_batch + admitted - batch  # less when one is passed over: it evens out
@@ -99,7 +100,7 @@ class LoadMeter:
             capacity = min(capacity, self._blocks_total * self._block_requests / self._blocks)
         departures, lived = self._departures + self._left, self._lived + self._request_steps
         return Load(
-            arrivals_per_s=max((self._arrivals + self._came) / self._seconds, 1e-2),
+            arrivals_per_s=max(self._arrivals / self._seconds, 1e-2),
             dispersion=self._bursts.dispersion(),
             leaving=min(max(departures, 1e-3) / max(lived, 1.0), 0.5),
             context=(self._context + self._contexts) / max(self._requests + self._batches, 1e-9),
@@ -110,8 +111,9 @@ class LoadMeter:
 
     def _fold(self, decode: DecodeState) -> None:
         kept = math.exp(min(0.0, self._fold_s - decode.time_s) / MEMORY_S)
-        self._seconds = self._seconds * kept + MEMORY_S * (1.0 - kept)
-        self._arrivals = self._arrivals * kept + self._came
+        if decode.time_s > self._begin_s + BURST_S:  # the first burst says nothing about how often they come
+            self._seconds = self._seconds * kept + MEMORY_S * (1.0 - kept)
+            self._arrivals = self._arrivals * kept + self._came
         self._bursts.came(self._came, decode.time_s)
         remembered = 1.0 - min(max(self._left, 0) / MEMORY_REQUESTS, 1.0)
         self._departures = self._departures * remembered + self._left

@@ -59,6 +59,14 @@ def test_what_runs_at_the_start_is_no_arrival() -> None:
     assert meter.load().arrivals_per_s == before
 
 
+def test_the_burst_that_begins_it_all_says_nothing_about_how_often_bursts_come() -> None:
+    meter = LoadMeter(48)
+    for step in range(200):  # six long requests, within a quarter of a second, and no other for ten seconds
+        batch = min(1 + step, 6)
+        meter.step(DecodeState(0.05 * step, batch=batch, context_sum=300 * batch, admitted=int(step < 6)))
+    assert meter.load().arrivals_per_s < 0.1
+
+
 def test_a_request_passed_over_in_a_step_has_not_left() -> None:
     meter = LoadMeter(256)
     for step in range(1000):
