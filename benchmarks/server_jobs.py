@@ -70,12 +70,15 @@ class Jobs:
 
     async def attend(self) -> None:
         """See what has become of the jobs, do to each what its fate says, and create new ones."""
-        unfinished = await self._unfinished()
-        for job in unfinished:
-            with suppress(openai.BadRequestError):  # it has ended meanwhile
-                await self._follow(job)
-        for _ in range(ACTIVE - sum(job.status != "paused" for job in unfinished)):
+        running = sum(job.status != "paused" for job in await self._follow_all())
+        for _ in range(ACTIVE - running):
             await self._create()
+
+    async def finish(self, within_s: float) -> None:
+        """Let the jobs that are left meet their fates, and wait for that at most ``within_s``."""
+        end_s = time.monotonic() + within_s
+        while await self._follow_all() and time.monotonic() < end_s:
+            await asyncio.sleep(1.0)
 
     async def report(self) -> dict[str, Any]:
         """How many jobs ended how, and of how many the adapter could be used."""
@@ -100,6 +103,13 @@ class Jobs:
                     self._usable += await self._is_usable(job, self._folder / job.id)
                     await self._client.models.delete(job.fine_tuned_model or "")
         return [job for job in jobs if job.id in self._fates]
+
+    async def _follow_all(self) -> list[FineTuningJob]:
+        unfinished = await self._unfinished()
+        for job in unfinished:
+            with suppress(openai.BadRequestError):  # it has ended meanwhile
+                await self._follow(job)
+        return unfinished
 
     async def _follow(self, job: FineTuningJob) -> None:
         jobs, fate = self._client.fine_tuning.jobs, self._fates[job.id]

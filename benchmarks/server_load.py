@@ -48,6 +48,8 @@ MEMORY_EVERY_S = 10.0
 SETTLED_MINUTES = 3.0
 """Memory may grow until then."""
 TIMEOUT_S = 60.0
+FINISH_S = 300.0
+"""Jobs that are left when the load ends have as long to finish."""
 FIGURES = {
     "completed": "decode/requests_completed",
     "failed": "decode/requests_failed",
@@ -100,6 +102,8 @@ async def measure(server: ServerProcess, model: str, plan: Plan) -> dict[str, An
             await go_through(plan, began_s, operator, jobs)
             result["finetune_tokens_per_s"] = await finetune_tokens(operator) / (plan.duration_s / 2)
             await sending
+            (await operator.put("/harli/finetuning", json={"enabled": True})).raise_for_status()
+            await jobs.finish(FINISH_S)
             result["jobs"] = await jobs.report()
             result["state"] = (await operator.get("/harli/state")).json()
         except (httpx.HTTPError, openai.OpenAIError) as error:
