@@ -61,7 +61,7 @@ def steps(menu: Menu, points: int, seed: int) -> Dataset:
     part = data.finetune_units / menu.finetune_alone.finetune
     gap_ms = (10.0 + 6.0 * np.sqrt(batch) + 1e-3 * context + 3.0 * data.admitted) * (1.0 + part * tokens / 256)
     gap_ms *= np.exp(rng.normal(0.0, 0.03, len(point)))
-    return replace(data, point=point, gap_ms=gap_ms, finetune_tokens=gap_ms * data.finetune_units * 0.2)
+    return replace(data, point=point, group=point, gap_ms=gap_ms, finetune_tokens=gap_ms * data.finetune_units * 0.2)
 
 
 def artifact(menu: Menu) -> Artifact:
@@ -69,7 +69,7 @@ def artifact(menu: Menu) -> Artifact:
     data, other = steps(menu, 400, 0), steps(menu, 200, 1)
     model = TwoStage.fit(data, PARAMS, 0)
     bounds = Bounds.calibrate(
-        model.predict(other), other.gap_ms, model.predict_solo(other), other.point, 0.99, 0, split=~other.solo
+        model.predict(other), other.gap_ms, model.predict_solo(other), other.group, 0.99, 0, split=~other.solo
     )
     return Artifact.of(model, bounds, data, {})
 

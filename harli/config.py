@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
 
 from harli.types import Slo
 
 Name = Annotated[str, Field(min_length=1)]
+Positive = Annotated[FiniteFloat, Field(gt=0.0)]
 
 
 CHAMPION = "models:/harli-decode-latency@champion"
@@ -25,7 +26,7 @@ class LoraSettings(Settings):
     """Low-rank adapters (Hu et al., "LoRA", 2021)."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 8
-    alpha: PositiveFloat = 16.0
+    alpha: Positive = 16.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     targets: tuple[Name, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -38,8 +39,8 @@ class FinetuneSettings(Settings):
     held_out: Path | None = None
     """JSONL file; when all updates are done, the losses on it with and without the adapter are taken."""
     lora: LoraSettings = LoraSettings()
-    learning_rate: PositiveFloat = 2e-4
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    learning_rate: Positive = 2e-4
+    weight_decay: Annotated[FiniteFloat, Field(ge=0.0)] = 0.0
     warmup_updates: Annotated[int, Field(ge=0)] = 10
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     updates: PositiveInt | None = None
@@ -72,7 +73,7 @@ class EngineSettings(Settings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: PositiveInt = 2048
     max_num_seqs: PositiveInt = 32
-    kv_cache_gib: PositiveFloat = 2.0
+    kv_cache_gib: Positive = 2.0
     seed: int = 0
 
 
@@ -81,12 +82,12 @@ class WorkloadSettings(Settings):
 
     trace: Path | None = None
     """A trace file; without one, generated requests."""
-    rate_scale: PositiveFloat = 1.0
-    length_scale: PositiveFloat = 1.0
+    rate_scale: Positive = 1.0
+    length_scale: Positive = 1.0
     """Factor on prompt and output lengths, to fit a trace of a large service to a small machine."""
-    requests_per_s: PositiveFloat = 1.0
+    requests_per_s: Positive = 1.0
     """Mean rate of generated requests."""
-    duration_s: PositiveFloat = 60.0
+    duration_s: Positive = 60.0
     """Requests that arrive later are left out."""
     seed: int = 0
 
@@ -94,8 +95,8 @@ class WorkloadSettings(Settings):
 class SloSettings(Settings):
     """Decode's latency objective."""
 
-    itl_ms: PositiveFloat | None = None
-    tpot_ms: PositiveFloat | None = None
+    itl_ms: Positive | None = None
+    tpot_ms: Positive | None = None
 
     @property
     def objective(self) -> Slo:

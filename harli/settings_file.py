@@ -61,10 +61,17 @@ def override(settings: dict[str, Any], path: str, value: Any) -> None:
 
 
 def override_flags(settings: dict[str, Any], paths: Mapping[str, str], flags: Mapping[str, Any]) -> None:
-    """Set what flags were given for: ``paths`` has their places. ``seed`` goes to engine, workload and finetuning."""
+    """Set what flags were given for: ``paths`` has their places. ``seed`` goes to engine, workload and finetuning.
+
+    Raises HarliError for a rate of generated requests where a trace is given, by a flag or before.
+    """
     for name, path in paths.items():
         if flags.get(name) is not None:
             override(settings, path, flags[name])
+    if flags.get("requests_per_s") is not None and settings["workload"].get("trace") is not None:
+        raise HarliError(
+            "--requests-per-s is for generated requests, a trace has its own rate: give --rate-scale instead"
+        )
     if flags["seed"] is not None:
         for section in ("engine", "workload", "finetune"):
             override(settings, f"{section}.seed", flags["seed"])

@@ -93,7 +93,7 @@ class Qos(Policy):
             self._meter.took(planned_ms, gap_ms)
             excess_ms = gap_ms - planned_ms
             self._reserve_ms = max(self._reserve_ms * (1.0 - step.gap_ms / REMEMBERED_MS), RESERVED * excess_ms)
-            if share == 0:
+            if share == 0 and plan.late[batch] > 0.0:  # others are as late as bounds allow, or for another reason
                 self._meter.late(plan.late[batch], batch if gap_ms > self._limit_ms else 0)
 
     def _choose(self, plan: Plan, decode: DecodeState, finetune: FinetuneState) -> float:

@@ -84,20 +84,31 @@ def check(
     try:
         outcomes = [_play(make(context), states) for context in contexts]
     except Exception as error:
-        problem = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Report((Result("decides in every state", problem),))
+        return Report((Result("decides in every state", _line(error)),))
     results = [Result("decides in every state", note=f"{len(states)} states, {len(slos)} SLOs")]
     for name, rule in (("shares are on the menu and leave decode some", _share), ("windows are finite", _window)):
-        results.append(Result(name, _first(rule(outcome, menu) for played in outcomes for outcome in played)))
+        results.append(_kept(name, _first, (rule(outcome, menu) for played in outcomes for outcome in played)))
     if getattr(kind, "keeps_slo", False):
-        results.append(
-            Result("keeps the budget when the predictor is exact", _first(_budgets(contexts, states, outcomes)))
-        )
-    results.append(Result("leaves states alone and keeps no reference", _references(make, contexts, states, outcomes)))
-    results.append(Result("the same seed decides the same", _again(make, contexts, states, outcomes)))
-    results.append(Result("instances are independent", _interleaved(make, contexts[0], states, outcomes[0])))
-    results.append(_duration(timed, contexts, states))
+        budgets = _budgets(contexts, states, outcomes)
+        results.append(_kept("keeps the budget when the predictor is exact", _first, budgets))
+    results.append(_kept("leaves states alone and keeps no reference", _references, make, contexts, states, outcomes))
+    results.append(_kept("the same seed decides the same", _again, make, contexts, states, outcomes))
+    results.append(_kept("instances are independent", _interleaved, make, contexts[0], states, outcomes[0]))
+    results.append(_kept("decides fast", _duration, timed, contexts, states))
     return Report(tuple(results))
+
+
+def _kept(name: str, rule: Callable[..., str | Result], *arguments: Any) -> Result:
+    """What ``rule`` says, a problem or a whole result. An exception in it is a problem, too."""
+    try:
+        found = rule(*arguments)
+    except Exception as error:
+        return Result(name, _line(error))
+    return found if isinstance(found, Result) else Result(name, found)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _maker(policy: str | type[Policy], params: Mapping[str, Any]) -> Make:

@@ -1,1 +1,1 @@
-"""Latency predictors that policies load; none is built yet."""
+"""Latency predictors: learned from profiles and records, loaded by policies."""

@@ -1,12 +1,12 @@
-"""Upper bounds: a factor on the predicted gap, calibrated on operating points that the model has not seen.
+"""Upper bounds: a factor on the predicted gap, calibrated on groups that the model has not seen.
 
 Split conformal prediction on the ratio actual / predicted, apart for decode alone and for splits, and
 within those by the predicted solo gap (Mondrian: Vovk, Gammerman and Shafer, "Algorithmic Learning in a
-Random World", 2005, section 4.5). Rows of one operating point resemble each other, so what matters is
-how many points there are: a factor is chosen such that the coverage of a point, averaged over points of
-equal say, reaches the target (Dunn, Wasserman and Ramdas, "Distribution-Free Prediction Sets for
-Two-Layer Hierarchical Models", 2023). Their exact guarantee for a new point needs 1 / (1 - coverage)
-points, 100 for 99%, which a bucket seldom has. Instead the points are drawn again many times, and the
+Random World", 2005, section 4.5). Rows of one group resemble each other, whatever their operating point, so
+what matters is how many groups there are: a factor is chosen such that the coverage of a group, averaged over
+groups of equal say, reaches the target (Dunn, Wasserman and Ramdas, "Distribution-Free Prediction Sets for
+Two-Layer Hierarchical Models", 2023). Their exact guarantee for a new group needs 1 / (1 - coverage)
+groups, 100 for 99%, which a bucket seldom has. Instead the groups are drawn again many times, and the
 factor is what suffices in ``CONFIDENCE`` of the draws: an approximate guarantee, and one for states like
 those profiled. No factor is below the row-wise conformal quantile of its bucket.
 """
@@ -24,11 +24,11 @@ from harli.types import HarliError
 from predictor.base import Floats
 
 MAX_BUCKETS = 4
-BUCKET_POINTS = 12
+BUCKET_GROUPS = 12
 BUCKET_ROWS = 1000
-"""A bucket stands on at least this many points and rows; with fewer there are fewer buckets."""
-LEAST_POINTS = 5
-"""Points below which there is nothing to calibrate on."""
+"""A bucket stands on at least this many groups and rows; with fewer there are fewer buckets."""
+LEAST_GROUPS = 4
+"""Groups below which there is nothing to calibrate on: what five leave when one is held out."""
 DRAWS = 200
 CONFIDENCE = 0.9
 
@@ -49,7 +49,7 @@ class Bounds:
         predicted: Floats,
         actual: Floats,
         load: Floats,
-        point: NDArray[np.int64],
+        group: NDArray[np.int64],
         coverage: float,
         seed: int,
         *,
@@ -57,19 +57,19 @@ class Bounds:
     ) -> Self:
         """Calibrate on held-out rows: gaps in ms, ``load`` the predicted solo gap, ``split`` beside finetuning.
 
-        A side of fewer than ``LEAST_POINTS`` points has the factor of both together. Raises HarliError when
+        A side of fewer than ``LEAST_GROUPS`` groups has the factor of both together. Raises HarliError when
         all rows together are of fewer.
         """
         if not 0.5 <= coverage < 1.0:
             raise HarliError(f"the coverage must be from 0.5 to below 1, not {coverage}")
-        if (count := len(np.unique(point))) < LEAST_POINTS:
-            raise HarliError(f"{count} operating points are too few to calibrate a bound: {LEAST_POINTS} are needed")
+        if (count := len(np.unique(group))) < LEAST_GROUPS:
+            raise HarliError(f"{count} groups of steps are too few to calibrate a bound: {LEAST_GROUPS} are needed")
         ratio = actual / predicted
         rng = np.random.default_rng(seed)
         sides = []
         for side in (~split, split):
-            chosen = side if len(np.unique(point[side])) >= LEAST_POINTS else np.ones(len(side), dtype=bool)
-            sides.append(_buckets(ratio[chosen], load[chosen], point[chosen], coverage, rng))
+            chosen = side if len(np.unique(group[side])) >= LEAST_GROUPS else np.ones(len(side), dtype=bool)
+            sides.append(_buckets(ratio[chosen], load[chosen], group[chosen], coverage, rng))
         return cls(coverage, *sides[0], *sides[1])
 
     def factor(self, load: Floats, split: NDArray[np.bool_]) -> Floats:
@@ -80,26 +80,26 @@ class Bounds:
 
 
 def _buckets(
-    ratio: Floats, load: Floats, point: NDArray[np.int64], coverage: float, rng: np.random.Generator
+    ratio: Floats, load: Floats, group: NDArray[np.int64], coverage: float, rng: np.random.Generator
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Edges and factors. Edges are quantiles over points, so that buckets have equally many of them."""
-    points, index = np.unique(point, return_inverse=True)
+    """Edges and factors. Edges are quantiles over groups, so that buckets have equally many of them."""
+    groups, index = np.unique(group, return_inverse=True)
     centre = np.bincount(index, load) / np.bincount(index)
-    count = max(1, min(MAX_BUCKETS, len(points) // BUCKET_POINTS, len(ratio) // BUCKET_ROWS))
+    count = max(1, min(MAX_BUCKETS, len(groups) // BUCKET_GROUPS, len(ratio) // BUCKET_ROWS))
     edges = np.unique(np.quantile(centre, np.arange(1, count) / count))
     bucket = np.searchsorted(edges, load, side="right")
     pooled = _factor(ratio, index, coverage, rng)
     factors = []
     for number in range(len(edges) + 1):
         chosen = bucket == number
-        enough = len(np.unique(index[chosen])) >= LEAST_POINTS and chosen.sum() >= BUCKET_ROWS // 2
+        enough = len(np.unique(index[chosen])) >= LEAST_GROUPS and chosen.sum() >= BUCKET_ROWS // 2
         factors.append(_factor(ratio[chosen], index[chosen], coverage, rng) if enough else pooled)
     return tuple(edges.tolist()), tuple(factors)
 
 
-def _factor(ratio: Floats, point: NDArray[np.int64], coverage: float, rng: np.random.Generator) -> float:
+def _factor(ratio: Floats, group: NDArray[np.int64], coverage: float, rng: np.random.Generator) -> float:
     order = np.argsort(ratio)
-    ratio, index = ratio[order], np.unique(point[order], return_inverse=True)[1]
+    ratio, index = ratio[order], np.unique(group[order], return_inverse=True)[1]
     rows = np.bincount(index)
     row_wise = ratio[min(len(ratio), math.ceil((len(ratio) + 1) * coverage)) - 1]
     draws = rng.multinomial(len(rows), np.full(len(rows), 1.0 / len(rows)), DRAWS)

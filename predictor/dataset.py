@@ -35,7 +35,8 @@ class Dataset:
     point: NDArray[np.int64]
     """Operating point, from 0."""
     group: NDArray[np.int64]
-    """What is held out as a whole: neighbouring steps leak, and so do a state's steps at another share."""
+    """What is held out as a whole: neighbouring steps leak, and so do a state's steps at another share. An id from
+    0 to ``GROUP_IDS``, the same whenever these data are read."""
     batch: Floats
     context_sum: Floats
     context_max: Floats
@@ -118,12 +119,11 @@ def read_datasets(profiles: Sequence[Path], runs: Sequence[Path] = (), *, run_we
     for other in sources[1:]:
         if reasons := differences(first.identity, other.identity):
             raise HarliError(f"{first.path} and {other.path} do not belong together: {reasons[0]}")
-    parts, next_point, next_group = [], 0, 0
+    parts, next_point = [], 0
     for number, source in enumerate(sources):
         part = _usable(source, 1.0 if number < len(profiles) else run_weight)
-        parts.append(replace(part, point=part.point + next_point, group=part.group + next_group))
+        parts.append(replace(part, point=part.point + next_point))
         next_point += int(part.point.max(initial=-1)) + 1
-        next_group += int(part.group.max(initial=-1)) + 1
     rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ROW_FIELDS}
     measured = next((source for source in sources if source.unit_times), first)
     data = replace(
@@ -178,11 +178,11 @@ def _usable(source: Source, weight: float) -> Dataset:
     elsewhere = disturbed(columns.pop("decode_cpu_ms"), columns["gap_ms"], columns["decode_units"])
     keep = usable & ~elsewhere
     columns["weight"] = np.full(len(window), weight)
-    point, group = (columns.pop(name)[keep].astype(np.int64) for name in ("point", "group"))
+    point = columns.pop("point")[keep].astype(np.int64)
     rows = {name: column[keep] for name, column in columns.items()}
     return Dataset(
         point=point,
-        group=group,
+        group=source.group[keep],
         repeats=source.repeats[keep],
         menu=menu,
         identity=source.identity,

@@ -7,11 +7,14 @@ device that finetuning has. A finetune shape means nothing to decode alone, so t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from predictor.base import Floats
-from predictor.dataset import Dataset
+
+if TYPE_CHECKING:
+    from predictor.dataset import Dataset
 
 STATE = ("batch", "context_sum", "context_max", "prefill_tokens", "admitted")
 SHAPE = ("finetune_share", "microbatch_tokens", "kept_layers")

@@ -1,7 +1,8 @@
-"""How good a predictor is on operating points that it has not seen, and whether another is better.
+"""How good a predictor is on groups that it has not seen, and whether another is better.
 
-The errors of an operating point's steps resemble each other, so intervals come from a bootstrap that
-draws whole points (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).
+Errors within a group resemble each other: its points have the same batch and contexts, and were measured within the
+same seconds. So intervals come from a bootstrap that draws whole groups (Davison and Hinkley, "Bootstrap Methods and
+their Application", 1997, section 3.8).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Scores:
     coverage: float
     """How often the gap was within the bound."""
     coverage_low: float
-    """95% interval of the coverage, over operating points."""
+    """95% interval of the coverage, over groups."""
     coverage_high: float
     width: float
     """Median of bound / predicted."""
@@ -58,7 +59,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much a rival's MAPE is above the candidate's, with its 95% interval over operating points."""
+    """By how much a rival's MAPE is above the candidate's, with its 95% interval over groups."""
 
     mean: float
     low: float
@@ -74,7 +75,7 @@ def score(judged: Judged, seed: int) -> Scores:
     gap_ms, solo = judged.data.gap_ms, judged.data.solo
     error = relative_error(judged.predicted_ms, gap_ms)
     covered = (gap_ms <= judged.bound_ms).astype(np.float64)
-    low, high = np.percentile(_resampled_means(covered, judged.data.point, seed), CONFIDENCE_PERCENT)
+    low, high = np.percentile(_resampled_means(covered, judged.data.group, seed), CONFIDENCE_PERCENT)
     return Scores(
         all=_errors(error),
         solo=_errors(error[solo]),
@@ -88,11 +89,11 @@ def score(judged: Judged, seed: int) -> Scores:
 
 
 def difference(rival: Judged, candidate: Judged, rows: NDArray[np.bool_], seed: int) -> Difference:
-    """The rival's MAPE minus the candidate's over ``rows`` (a mask) of the same data; paired by operating point."""
-    actual_ms, point = candidate.data.gap_ms[rows], candidate.data.point[rows]
+    """The rival's MAPE minus the candidate's over ``rows`` (a mask) of the same data; paired by group."""
+    actual_ms, group = candidate.data.gap_ms[rows], candidate.data.group[rows]
     errors = [relative_error(judged.predicted_ms[rows], actual_ms) for judged in (rival, candidate)]
     error = errors[0] - errors[1]
-    low, high = np.percentile(_resampled_means(error, point, seed), CONFIDENCE_PERCENT)
+    low, high = np.percentile(_resampled_means(error, group, seed), CONFIDENCE_PERCENT)
     return Difference(float(error.mean()), float(low), float(high))
 
 
@@ -122,11 +123,11 @@ def _errors(error: Floats) -> Errors:
     return Errors(float(error.mean()), float(p90), float(p99))
 
 
-def _resampled_means(values: Floats, point: NDArray[np.int64], seed: int) -> Floats:
-    """Means of ``values`` over rows, for ``RESAMPLES`` draws of whole points with replacement."""
-    _, index = np.unique(point, return_inverse=True)
+def _resampled_means(values: Floats, group: NDArray[np.int64], seed: int) -> Floats:
+    """Means of ``values`` over rows, for ``RESAMPLES`` draws of whole groups with replacement."""
+    _, index = np.unique(group, return_inverse=True)
     rows, sums = np.bincount(index), np.bincount(index, weights=values)
-    points = len(rows)
-    drawn = np.random.default_rng(seed).multinomial(points, np.full(points, 1.0 / points), RESAMPLES)
+    groups = len(rows)
+    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1.0 / groups), RESAMPLES)
     means: Floats = (drawn @ sums) / (drawn @ rows)
     return means

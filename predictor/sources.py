@@ -2,12 +2,14 @@
 
 A plain table is a parquet file with a row per decode step and at least the columns ``point`` (the id
 of the operating point), ``batch``, ``context_sum``, ``decode_units``, ``finetune_units`` and ``gap_ms``;
-any other column of ``COLUMNS`` may be there too. Its device has the most units that a row adds up to.
+any other column of ``COLUMNS`` may be there too, and ``group``, whose rows are held out together. Its device has the
+most units that a row adds up to.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from harli.records.profile import Profile, read_profile
 from harli.records.reader import read_record
 from harli.types import Costs, HarliError, Menu, Share, UnitTime
 from predictor.drift import at_usual_speed, reference_course
+from predictor.features import STATE
 
 COLUMNS = (
-    "point", "group", "batch", "context_sum", "context_max", "prefill_tokens", "admitted", "decode_units",
-    "finetune_units", "microbatch_tokens", "kept_layers", "window_ms", "gap_ms", "finetune_tokens", "decode_cpu_ms",
+    "point", *STATE, "decode_units", "finetune_units", "microbatch_tokens", "kept_layers", "window_ms", "gap_ms",
+    "finetune_tokens", "decode_cpu_ms",
 )  # fmt: skip
 NEEDED = ("point", "batch", "context_sum", "decode_units", "finetune_units", "gap_ms")
+MAY_LACK = ("gap_ms", "finetune_tokens", "decode_cpu_ms")
+"""Columns in which a step may have no number: after idling, after a window, where CPU time cannot be read."""
 
 BLOCK_STEPS = 64
 """Steps that nobody sorted into operating points are cut into blocks of at most this many."""
 
 RUN_GROUP_STEPS = 512
 """Steps of a run that are held out together; only at their ends have they neighbours elsewhere."""
+
+GROUP_IDS = 1 << 63
+"""Ids of groups are spread evenly below this."""
 
 Columns = dict[str, NDArray[np.float64]]
 
@@ -42,6 +52,8 @@ class Source:
 
     path: Path
     columns: Columns
+    group: NDArray[np.int64]
+    """The id of each row's group, as ``Dataset.group`` has it."""
     repeats: NDArray[np.bool_]
     """Rows of one point have the same state; False where a block of a run's steps stands in for a point."""
     menu: Menu
@@ -65,14 +77,14 @@ def read_profiled(path: Path) -> Source:
     repeats = columns["point"] >= 0
     outside = _blocks(columns["decode_units"], columns["gap_ms"], ~repeats)
     columns["point"] = np.where(repeats, columns["point"], outside + columns["point"].max(initial=-1.0) + 1.0)
-    columns["group"] = _groups(profile)
+    group = _ids(info.profile_id, _groups(profile))
     alone = {}
     for name, rate in info.finetune_alone_tokens_per_s.items():
         share, _, tokens = name.partition(" ")
         if share == str(menu.finetune_alone) and tokens.isdigit():
             alone[int(tokens)] = rate
     identity = _identity(info.model, info.role, info.device, info.versions, menu)
-    return Source(path, columns, repeats, menu, identity, info.costs, info.unit_times, alone)
+    return Source(path, columns, group, repeats, menu, identity, info.costs, info.unit_times, alone)
 
 
 def read_run(folder: Path) -> Source:
@@ -84,7 +96,7 @@ def read_run(folder: Path) -> Source:
     columns = _columns(folder, record.steps, NEEDED[1:])
     everything = np.ones(len(columns["gap_ms"]), dtype=bool)
     columns["point"] = _blocks(columns["decode_units"], columns["gap_ms"], everything)
-    columns["group"] = np.floor(np.arange(len(everything)) / RUN_GROUP_STEPS)
+    group = _ids(info.run_id, np.arange(len(everything)) // RUN_GROUP_STEPS)
     menu = _menu(folder, info.menu)
     time_s, latency_ms = (record.steps[name].to_numpy() for name in ("time_s", "latency_ms"))
     idle = np.flatnonzero(np.isnan(columns["gap_ms"][1:]))  # the row before an idle time
@@ -92,44 +104,68 @@ def read_run(folder: Path) -> Source:
     tokens = np.nansum(columns["finetune_tokens"][1:][idle])
     alone = {0: float(tokens / seconds)} if seconds > 1.0 and tokens > 0.0 else {}
     identity = _identity(info.model, info.role, info.device, info.versions, menu)
-    return Source(folder, columns, ~everything, menu, identity, alone_tokens_per_s=alone)
+    return Source(folder, columns, group, ~everything, menu, identity, alone_tokens_per_s=alone)
 
 
 def _read_plain(path: Path) -> Source:
-    columns = _columns(path, _read_table(path), NEEDED)
+    table = _read_table(path)
+    columns = _columns(path, table, NEEDED)
     if not len(columns["gap_ms"]):
         raise HarliError(f"{path} has no rows: there is nothing to train on")
     decode = columns["decode_units"].astype(int)
     units = int((columns["decode_units"] + columns["finetune_units"]).max())
     splits = sorted({int(n) for n in decode if 0 < n < units}, reverse=True)
     menu = Menu(tuple(Share(n, units - n) for n in (units, *splits, 0)))
-    everything = np.ones(len(decode), dtype=bool)
-    return Source(path, columns, everything, menu, _identity(path.stem, "unknown", {}, {}, menu))
+    places = _numbers(path, table, "group") if "group" in table.column_names else _alike(columns)
+    identity = _identity(path.stem, "unknown", {}, {}, menu)
+    return Source(path, columns, _ids(path.stem, places), np.ones(len(decode), dtype=bool), menu, identity)
 
 
 def _columns(path: Path, table: pa.Table, needed: tuple[str, ...]) -> Columns:
     """The columns as float64. Absent ones: no prefill, no window, contexts all equal, tokens unknown."""
     if missing := [name for name in needed if name not in table.column_names]:
         raise HarliError(f"{path} lacks the column {missing[0]}; a step needs {', '.join(needed)}")
-    try:
-        found = {
-            name: np.asarray(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-            for name in COLUMNS
-            if name in table.column_names
-        }
-    except pa.ArrowException as error:
-        raise HarliError(f"{path} has a column that is not made of numbers: {_line(error)}") from error
-    state = ("batch", "context_sum", "decode_units", "finetune_units")
-    if not all(np.isfinite(found[name]).all() for name in state):
-        raise HarliError(f"{path} is damaged: a step's batch, context or units are missing; copy it again")
+    found = {name: _numbers(path, table, name) for name in COLUMNS if name in table.column_names}
     zeros = np.zeros(table.num_rows)
     defaults = {
         "context_max": found["context_sum"] / np.maximum(found["batch"], 1.0),
         "finetune_tokens": zeros + np.nan,
         "decode_cpu_ms": zeros + np.nan,
-        "group": found.get("point", zeros),
     }
     return {name: found.get(name, defaults.get(name, zeros)) for name in COLUMNS}
+
+
+def _numbers(path: Path, table: pa.Table, name: str) -> NDArray[np.float64]:
+    try:
+        found = np.asarray(table[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    except pa.ArrowException as error:
+        raise HarliError(f"{path} has a column that is not made of numbers: {_line(error)}") from error
+    if name not in MAY_LACK and not np.isfinite(found).all():
+        raise HarliError(f"{path} is damaged: {name} of a step is missing or infinite; every step needs a number")
+    return found
+
+
+def _ids(source: str, places: NDArray[Any]) -> NDArray[np.int64]:
+    """Ids of groups from their places in a source, [rows] or [rows, numbers]: the same whatever else there is."""
+    found, index = np.unique(places, axis=0, return_inverse=True)
+    digests = (blake2b(f"{source} {place.tolist()}".encode(), digest_size=8).digest() for place in found)
+    ids = [int.from_bytes(digest) % GROUP_IDS for digest in digests]
+    return np.array(ids, dtype=np.int64)[index]
+
+
+def _alike(columns: Columns) -> NDArray[np.float64]:
+    """For each row the least state of its group, [rows, STATE].
+
+    A group has whole points, and all points that share a state: the same batch and contexts at another share.
+    """
+    states, state = np.unique(np.column_stack([columns[name] for name in STATE]), axis=0, return_inverse=True)
+    points, point = np.unique(columns["point"], return_inverse=True)
+    nodes = len(states) + len(points)
+    links = coo_array((np.ones(len(state)), (state, len(states) + point)), shape=(nodes, nodes))
+    part = connected_components(links, directed=False)[1]
+    least = np.unique(part[: len(states)], return_index=True)[1]  # states are in order, so a part's first is its least
+    found: NDArray[np.float64] = states[least[part[state]]]
+    return found
 
 
 def _groups(profile: Profile) -> NDArray[np.float64]:

@@ -2,8 +2,8 @@
 
 What is held out is whole groups: the operating points of one batch and context at all shares, with the
 steps that led to them. With enough groups about a fifth is held out: never fitted, tuned or calibrated
-on, only judged on. Whether a group is held out follows from its own measurements, so it stays so when a
-later training has more data, and neither of two versions has seen what they are compared on. The others make
+on, only judged on. Whether a group is held out follows from its id, so it stays so when a later training
+has more data, and neither of two versions has seen what they are compared on. The others make
 ``FOLDS`` folds: tuning scores on them, and the bounds are calibrated on the predictions of models that
 had not seen the fold (Vovk, "Cross-conformal predictors", 2015). The model that is kept is fitted on all
 of the folds' groups.
@@ -15,7 +15,6 @@ a little; the folds that judge are therefore not those that tune.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +30,14 @@ from predictor.dataset import Dataset, check_trainable
 from predictor.latency_model import LatencyModel
 from predictor.models import MODELS
 from predictor.ranges import Ranges
-from predictor.scoring import Difference, Errors, Judged, Scores, difference, noise_floor, rows_by_point, score
+from predictor.scoring import Difference, Errors, Judged, Scores, difference, noise_floor, score
+from predictor.sources import GROUP_IDS
 from predictor.tuning import Budget, Fold, Trial, best, tune
 from predictor.two_stage import TwoStage
 
 FOLDS = 5
 HOLD_OUT = 0.2
+"""Of all ids: groups below this part of them are held out."""
 HOLD_OUT_FROM = 100
 """With fewer groups than this all are needed to fit."""
 LEAST_GROUPS = FOLDS
@@ -72,8 +73,8 @@ class Trained:
     params: Params
     held_out: bool
     """Judged on held-out groups; otherwise across folds."""
-    seen: frozenset[str]
-    """Keys of the groups that the model was fitted on."""
+    seen: frozenset[int]
+    """Ids of the groups that the model was fitted on."""
 
     @property
     def verdict(self) -> str:
@@ -122,19 +123,8 @@ def train(
         trials=trials,
         params=dict(tuned.get(model.name, {})),
         held_out=bool(judge_rows.size),
-        seen=frozenset(group_keys(fitted_on).values()),
+        seen=frozenset(np.unique(fitted_on.group).tolist()),
     )
-
-
-def group_keys(data: Dataset) -> dict[int, str]:
-    """A name for each group that follows from its measurements alone."""
-    keys = {}
-    for rows in rows_by_point(data.group):
-        digest = hashlib.blake2b(digest_size=8)
-        for column in (data.batch, data.context_sum, data.decode_units, data.gap_ms):
-            digest.update(np.ascontiguousarray(column[rows]).tobytes())
-        keys[int(data.group[rows[0]])] = digest.hexdigest()
-    return keys
 
 
 class _Judging:
@@ -172,7 +162,7 @@ class _Judging:
         return self._fit(model, self._data), self._bounds(predicted_ms, solo_ms, np.arange(len(self._data)))
 
     def _across_folds(self, model: type[LatencyModel]) -> tuple[Floats, Floats]:
-        """Gaps, and solo gaps, of every row as predicted by a model that has not seen its point."""
+        """Gaps, and solo gaps, of every row as predicted by a model that has not seen its group."""
         predicted_ms, solo_ms = np.empty(len(self._data)), np.empty(len(self._data))
         for fold in self._folds:
             fitted, test = self._fit(model, self._data.take(fold.fit)), self._data.take(fold.test)
@@ -185,19 +175,17 @@ class _Judging:
     def _bounds(self, predicted_ms: Floats, solo_ms: Floats, rows: NDArray[np.int64]) -> Bounds:
         data = self._data.take(rows)
         return Bounds.calibrate(
-            predicted_ms[rows], data.gap_ms, solo_ms[rows], data.point, self._coverage, self._seed, split=~data.solo
+            predicted_ms[rows], data.gap_ms, solo_ms[rows], data.group, self._coverage, self._seed, split=~data.solo
         )
 
 
 def _hold_out(data: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row numbers to fit on, and to hold out."""
-    keys = group_keys(data)
     everything = np.arange(len(data))
     _check_groups(data)
-    if len(keys) < HOLD_OUT_FROM:
+    if len(np.unique(data.group)) < HOLD_OUT_FROM:
         return everything, everything[:0]
-    chosen = [group for group, key in keys.items() if int(key, 16) < HOLD_OUT * 2**64]
-    held = np.isin(data.group, chosen)
+    held = data.group < int(HOLD_OUT * GROUP_IDS)
     _check_groups(data.take(~held))
     return everything[~held], everything[held]
 

@@ -1,4 +1,4 @@
-"""Searching the two-stage model's settings with Optuna, on folds of whole operating points.
+"""Searching the two-stage model's settings with Optuna, on folds of whole groups.
 
 The search can be left and taken up again: its study is kept in a SQLite file under a name that follows
 from data, seed and search space, and each trial's randomness from the seed and the number of trials

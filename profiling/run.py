@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,8 +16,10 @@ from harli.engine import device
 from harli.engine.launch import command, engine_arguments, launched, prepare_environment
 from harli.engine.log import warnings
 from harli.finetune.builtin import write_builtin_dataset
-from harli.records.profile import Profile, ProfileInfo, read_profile
+from harli.forecasting import identity
+from harli.records.profile import PROFILE_FILE, Profile, ProfileInfo, read_profile
 from harli.types import HarliError, Menu
+from predictor.dataset import differences
 from profiling.folder import ProfileFolder
 from profiling.plan import Limits, Plan
 from profiling.settings import ProfileSettings
@@ -45,8 +49,8 @@ class Profiling:
     ) -> ProfileInfo:
         """Measure until the budget is used up, and write the profile into ``folder``.
 
-        Cancelling keeps what was measured. Raises HarliError when the budget ends before the corners are
-        done, or when the engine fails.
+        Cancelling keeps what was measured; before anything was, it leaves no folder. Raises HarliError when the budget
+        ends before the corners are done, or when the engine fails.
         """
         settings = self.settings
         with ExitStack() as cleanup:
@@ -56,10 +60,15 @@ class Profiling:
                 write_builtin_dataset(data)
             finetune = settings.finetune.model_copy(update={"data": data})
             target = ProfileFolder(folder, self._before)
-            async with launched(settings.engine, folder / ENGINE_LOG) as engine:
-                on_start(warnings(folder / ENGINE_LOG))
-                await command(engine, "finetune", finetune.model_dump_json(), None, None)
-                return await self.sitting(engine, target, on_progress).run()
+            try:
+                async with launched(settings.engine, folder / ENGINE_LOG) as engine:
+                    on_start(warnings(folder / ENGINE_LOG))
+                    await command(engine, "finetune", finetune.model_dump_json(), None, None)
+                    return await self.sitting(engine, target, on_progress).run()
+            except asyncio.CancelledError:
+                if not (folder / PROFILE_FILE).exists():
+                    shutil.rmtree(folder, ignore_errors=True)  # a log alone cannot be gone on with, and is in the way
+                raise
 
     def sitting(self, engine: AsyncLLM, folder: ProfileFolder, on_progress: Callable[[Progress], None]) -> Sitting:
         """Ready to measure with an engine that has a finetuning job. Raises HarliError if the plan does not fit it."""
@@ -127,13 +136,7 @@ def _menu(names: Sequence[str]) -> Menu:
 
 def _check_same(before: Profile, settings: ProfileSettings) -> None:
     """Raises HarliError when a profile cannot be gone on with."""
-    info, folder = before.info, before.folder
-    if info.status == "finished":
-        raise HarliError(f"the profile in {folder} is finished; profile into a new folder")
-    if info.model != settings.engine.model:
-        raise HarliError(f"{folder} is a profile of {info.model!r}, not of {settings.engine.model!r}")
-    here = [str(share) for share in device.menu().shares]
-    if info.menu != here:
-        raise HarliError(
-            f"{folder} was measured on a device with the shares {', '.join(info.menu)}, not {', '.join(here)}"
-        )
+    if before.info.status == "finished":
+        raise HarliError(f"the profile in {before.folder} is finished; profile into a new folder")
+    if reasons := differences(before.info.model_dump(), identity(settings.engine)):
+        raise HarliError(f"{before.folder} cannot be gone on with here: {reasons[0]}; profile into a new folder")

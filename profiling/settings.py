@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveFloat
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat
 
 from harli.config import EngineSettings, FinetuneSettings, Settings
 
@@ -15,7 +17,7 @@ class ProfileSettings(Settings):
     engine: EngineSettings = EngineSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     """``microbatch_tokens`` is the middle one of the three shapes that are measured: half of it and twice it too."""
-    budget_s: PositiveFloat = Field(default=600.0, ge=MIN_BUDGET_S)
+    budget_s: Annotated[FiniteFloat, Field(ge=MIN_BUDGET_S)] = 600.0
     """Time for measuring; starting the engine comes on top."""
     shares: tuple[str, ...] = ()
     """Splits to measure; all of the menu if empty."""

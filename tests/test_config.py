@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from harli.config import EngineSettings, FinetuneSettings, LoraSettings, RunSettings, SloSettings, WorkloadSettings
+from profiling.settings import ProfileSettings
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,16 @@ from harli.config import EngineSettings, FinetuneSettings, LoraSettings, RunSett
         (WorkloadSettings, {"rate_scale": -1.0}),
         (WorkloadSettings, {"duration_s": 0}),
         (SloSettings, {"itl_ms": 0.0}),
+        *(
+            (WorkloadSettings, {name: math.inf})
+            for name in ("duration_s", "rate_scale", "length_scale", "requests_per_s")
+        ),
+        *((FinetuneSettings, {name: math.inf}) for name in ("learning_rate", "weight_decay")),
+        (LoraSettings, {"alpha": math.inf}),
+        (EngineSettings, {"kv_cache_gib": math.inf}),
+        (SloSettings, {"itl_ms": math.inf}),
+        (SloSettings, {"tpot_ms": math.inf}),
+        (ProfileSettings, {"budget_s": math.inf}),
         (RunSettings, {"policy": "static", "engine": {"model": "tiny"}, "seeds": 1}),
     ],
 )
@@ -46,6 +58,10 @@ def test_settings_survive_the_way_to_the_engine() -> None:
         slo=SloSettings(tpot_ms=80.0),
     )
     assert RunSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_a_parameter_of_a_policy_may_be_infinite() -> None:
+    assert RunSettings(policy="qos", params={"slowdown": math.inf}).params["slowdown"] == math.inf
 
 
 def test_settings_do_not_change() -> None:

@@ -111,6 +111,16 @@ def test_a_flag_gives_what_the_file_lacks(file: Path) -> None:
     assert (settings["policy"], settings["finetune"]["updates"]) == ("static", 7)
 
 
+def test_a_rate_of_generated_requests_beside_a_trace_is_refused(file: Path) -> None:
+    rate, trace = ("--requests-per-s", "2"), ("--trace", "requests.csv")
+    file.write_text("policy: static\nworkload: {trace: requests.csv, requests_per_s: 3.0}\n")  # as in a record
+    assert printed("--config", str(file))["workload"]["requests_per_s"] == 3.0
+    for arguments in (("--policy", "static", *trace, *rate), ("--config", str(file), *rate)):
+        result = CliRunner().invoke(app, ["run", "--print-config", *arguments])
+        assert isinstance(result.exception, HarliError)
+        assert str(result.exception).startswith("--requests-per-s is for generated requests")
+
+
 def test_a_flag_does_not_hide_a_wrong_section(file: Path) -> None:
     file.write_text("policy: static\nslo: 80\n")
     result = CliRunner().invoke(app, ["run", "--print-config", "--config", str(file), "--slo-tpot-ms", "50"])

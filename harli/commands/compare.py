@@ -49,7 +49,9 @@ def compare(
         bool | None,
         typer.Option("--dedicated", help="Half of the requests and finetuning alone, too: twice the time."),
     ] = None,
-    simulate: Annotated[bool, typer.Option("--simulate", help="On a simulated device, without an engine.")] = False,
+    simulate: Annotated[
+        bool | None, typer.Option("--simulate", help="On a simulated device, without an engine.")
+    ] = None,
     device: Annotated[
         str | None, flag("Simulated: h200/llama-3-8b, or a predictor as a folder or models:/...@champion.", DEVICE)
     ] = None,
@@ -108,7 +110,8 @@ def compare(
             settings = tuned_settings(settings, tune, trials, console)
         scale = settings.run.workload.rate_scale
         place = folder / f"rate-{scale:g}" if len(wanted) > 1 else folder
-        results = (_simulate if settings.simulation else _measure)(settings, resume, place, jobs, console)
+        execute = _simulate if settings.simulation else _measure
+        results = _finished(settings, resume) or execute(settings, resume, place, jobs, console)
         rows += _show(results, always, printed=not json_)
         if not results.is_complete():
             break
@@ -116,6 +119,16 @@ def compare(
         typer.echo(json.dumps(rows))
     if not results.is_complete():
         raise typer.Exit(INTERRUPTED)
+
+
+def _finished(settings: ComparisonSettings, resume: Path | None) -> ComparisonFolder | None:
+    """The comparison in ``resume`` if nothing of it is missing: its records are all that it takes to score it again."""
+    if resume is None:
+        return None
+    from harli.compare.results import ComparisonFolder
+
+    results = ComparisonFolder(resume)
+    return results if results.info.settings == settings and results.is_complete() else None
 
 
 def _measure(

@@ -14,8 +14,9 @@ from harli.commands.engine_bar import EngineBar
 
 if TYPE_CHECKING:
     from harli.compare.base import Progress as Compared
+    from harli.compare.means import Interval
     from harli.compare.results import Scored
-    from harli.compare.score import Interval, Row
+    from harli.compare.score import Row
 
 TABLE_WIDTH = 160
 """One line per policy, in a narrow terminal and in a pipe too; reasons come below."""
@@ -65,7 +66,7 @@ class SimulatedBar:
 
 def print_scored(scored: Scored, under: str) -> None:
     """One line per entrant; below it what is wrong with whom. ``under``: what else tells this table from others."""
-    from harli.compare.score import ADMITTED, TOKENS, WAIT
+    from harli.compare.verdict import ADMITTED, TOKENS, WAIT
 
     rounds = max((len(row.points) for row in scored.rows), default=0)
     title = f"{scored.objective}{under}, {rounds} round{'s' * (rounds != 1)}, 95% intervals"
@@ -75,11 +76,11 @@ def print_scored(scored: Scored, under: str) -> None:
         "finetune tokens/s": [_number(row.metrics[TOKENS], row.interval, "{:,.1f}") for row in scored.rows],
         "vs best rival": [_number(row.ratio, row.ratio_interval, "{:.2f}") for row in scored.rows],
         "vs oracle": [_number(row.of_oracle, None, "{:.2f}") for row in scored.rows],
-        "vs dedicated": [_number(row.gain, None, "{:+.1%}") for row in scored.rows],
+        "vs dedicated": [_number(row.gain.value if row.gain else None, None, "{:+.1%}") for row in scored.rows],
         "attained": [f"{row.attainment:.2%}" for row in scored.rows],
         "requests/s": [_number(row.metrics[ADMITTED], None, "{:.2f}") for row in scored.rows],
         "wait p99": [_number(row.metrics[WAIT], None, "{:,.0f} ms") for row in scored.rows],
-        "decode": ["unharmed" if row.unharmed else "harmed" for row in scored.rows],
+        "decode": [f"{'unharmed' if row.unharmed else 'harmed'}{'?' * row.verdict.undecided}" for row in scored.rows],
     }
     for name in ("vs oracle", "vs dedicated"):
         if set(columns[name]) == {"-"}:

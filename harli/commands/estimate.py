@@ -82,6 +82,7 @@ def estimate(
                     "device": settings.device,
                     "policy": settings.policy,
                     "log_running_mean": found.running,
+                    "decode_alone_running_mean": result.alone_running,
                     "decode_alone": result.alone.summary,
                     "with_finetuning": result.beside.summary,
                     "gpu_hours_per_day": result.gpu_hours_per_day,
@@ -98,6 +99,7 @@ def _table(result: Estimate, log: Log) -> Table:
     table = Table("", "decode alone", beside.policy, title=title, box=None, title_justify="left", pad_edge=False)
     if log.running is not None:
         table.add_row("running, as logged", f"{log.running:,.1f}", "-")
+        table.add_row("running, simulated", f"{result.alone_running:,.1f}", "-")
     for name, shown in SHOWN.items():
         values = [info.summary[name] for info in (result.alone, beside)]
         if any(value is not None for value in values):

@@ -12,14 +12,14 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
-def run_interruptibly(coroutine: Coroutine[Any, Any, Any]) -> None:
+def run_interruptibly(coroutine: Coroutine[Any, Any, Any]) -> bool:
     """Run ``coroutine``; the first SIGINT cancels it and it may clean up, a second one ends the process.
 
-    Ending at once loses nothing that was written: files are replaced whole, and the engine process dies
-    with this one.
+    True when it was cancelled. Ending at once loses nothing that was written: files are replaced whole, and the engine
+    process dies with this one.
     """
 
-    async def main() -> None:
+    async def main() -> bool:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         cancel = task.cancel
@@ -32,8 +32,9 @@ def run_interruptibly(coroutine: Coroutine[Any, Any, Any]) -> None:
         try:
             await coroutine
         except asyncio.CancelledError:
-            pass  # what it left behind says that it was interrupted
+            return True
         finally:
             signal.signal(signal.SIGINT, before)
+        return False
 
-    asyncio.run(main())
+    return asyncio.run(main())

@@ -84,11 +84,14 @@ def profile(
     settings = _resumed(resume, given) if resume else _validated(given)
     name = Path(settings.engine.model).name
     folder = resume or out or Path("profiles", f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}")
-    _execute(settings, folder, resume, quiet=quiet)
-    from harli.records.profile import read_profile
+    interrupted = _execute(settings, folder, resume, quiet=quiet)
+    from harli.records.profile import PROFILE_FILE, read_profile
     from profiling.run import plan_of
     from profiling.sitting import report_on
 
+    if interrupted and not (folder / PROFILE_FILE).exists():
+        Console(stderr=True).print("interrupted before anything was measured: there is no profile")
+        raise typer.Exit(INTERRUPTED)
     measured = read_profile(folder)
     report = report_on(measured.steps, measured.segments, plan_of(measured))
     _publish(measured, report)
@@ -97,7 +100,7 @@ def profile(
         typer.echo(json.dumps(measured.info.summary))
     else:
         _print(measured.info, report)
-    if measured.info.status == "interrupted":
+    if interrupted:
         raise typer.Exit(INTERRUPTED)
 
 
@@ -114,7 +117,7 @@ def _validated(given: dict[str, Any]) -> ProfileSettings:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         flag = {"budget_s": "--budget-minutes"}.get(where, "--" + where.split(".")[-1].replace("_", "-"))
-        if where == "budget_s":
+        if (where, first["type"]) == ("budget_s", "greater_than_equal"):
             raise HarliError(
                 f"{flag} is too short: the corners alone take a few seconds; give it 0.3 or more"
             ) from None
@@ -143,7 +146,8 @@ def _resumed(folder: Path, given: dict[str, Any]) -> ProfileSettings:
     return settings
 
 
-def _execute(settings: ProfileSettings, folder: Path, resume: Path | None, *, quiet: bool) -> None:
+def _execute(settings: ProfileSettings, folder: Path, resume: Path | None, *, quiet: bool) -> bool:
+    """Measure; True when Ctrl-C ended it."""
     own_stderr = os.fdopen(os.dup(2), "w")  # stays ours while the engine's output goes to its log
     console = Console(file=own_stderr, quiet=quiet)
     with console.status("checking settings"):
@@ -151,7 +155,7 @@ def _execute(settings: ProfileSettings, folder: Path, resume: Path | None, *, qu
 
         profiling = Profiling(settings, resume)
     with _Bar(console, settings.budget_s) as bar:
-        run_interruptibly(profiling.execute(folder, bar.started, bar.update))
+        return run_interruptibly(profiling.execute(folder, bar.started, bar.update))
 
 
 class _Bar(EngineBar):

@@ -97,11 +97,13 @@ def simulate(
 
 
 def _prepare(flags: dict[str, Any], record: Record | None) -> tuple[Simulation, SimulationSettings]:
-    from harli.simulate.like import recorded_workload
+    from harli.simulate.like import check_predictor, recorded_workload
     from harli.simulate.run import Simulation
     from harli.workload.make import make_workload
 
     settings, device = device_of(simulation_settings(flags, record), record)
+    if record and flags["device"] is None:
+        check_predictor(record, device)
     workload = recorded_workload(record) if record else make_workload(settings.workload, settings.engine.max_model_len)
     return Simulation(settings, device, workload), settings
 

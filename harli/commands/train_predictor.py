@@ -67,7 +67,7 @@ def train_predictor(
         data = read_datasets(folders, runs, run_weight=run_weight)
         check_trainable(data)
         client, experiment_id = open_store(EXPERIMENT)  # found missing before the search rather than after it
-        champion, seen = load_champion(Registry(client))
+        champion = load_champion(Registry(client))
     sources = [path.name for path in (*folders, *runs)]
     budget = Budget(trials or (DEFAULT_TRIALS if minutes is None else None), minutes)
     with _TrialProgress(console, budget.trials) as progress:
@@ -77,7 +77,7 @@ def train_predictor(
             console.print("interrupted: nothing is registered; the same command goes on with the search")
             raise
     with console.status("comparing and registering"):
-        verdict = contest(trained, champion, seen)
+        verdict = contest(trained, champion)
         predict_p99_us = forecast_p99_us(TablePredictor(trained.artifact), data, seed)
         version = publish_training(
             client,
@@ -99,7 +99,7 @@ def train_predictor(
     output.print(f"{trained.verdict}", highlight=False)
     output.print(f"one forecast takes {predict_p99_us:.1f} us of CPU at p99", highlight=False)
     alias = "champion" if verdict.champion else "challenger"
-    output.print(f"version {version} of {MODEL} is the {alias}: {verdict.reason}", highlight=False)
+    output.print(f"version {version} of {MODEL} is the {alias}: {verdict.reason}", markup=False, highlight=False)
 
 
 def _newest_profile() -> Path:

@@ -24,12 +24,10 @@ def tuned_settings(
     Unchanged when nothing beats the defaults. Raises HarliError when there is nothing to search.
     """
     from harli.compare.tune import Search, best
-    from harli.workload.make import make_workload
 
     trials = trials or DEFAULT_TRIALS
     with console.status("simulating decode alone"):
-        workload = make_workload(settings.run.workload, settings.run.engine.max_model_len)
-        search = Search(settings, policy, workload)
+        search = Search(settings, policy)
     done = count(1)
     with WorkBar(console, f"tuning {policy}", trials + 1) as bar:
         tried = search.run(trials, storage=OPTUNA_FILE, on_trial=lambda _: bar.update(next(done)))

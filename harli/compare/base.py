@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harli.compare.cell import SEPARATE, Entrant, groups
-from harli.compare.plan import PRUNING, PlannedRun, alone_run
+from harli.compare.plan import PRUNING, PlannedRun, alone_run, planned_s
 from harli.compare.results import ComparisonFolder
 from harli.compare.settings import COMPARISON_FILE, ComparisonInfo, ComparisonSettings, check_same
 from harli.config import RunSettings, SloSettings
@@ -92,12 +92,11 @@ class Comparison(ABC):
         """The settings of one run."""
         slo = planned.objective.slo if planned.objective else Slo()
         workload = self.settings.run.workload
-        duration_s = self.settings.pruning_s if planned.round == PRUNING else workload.duration_s
         changes: dict[str, Any] = {
             "policy": planned.entrant.policy,
             "params": dict(planned.entrant.params),
             "slo": SloSettings(itl_ms=slo.itl_ms, tpot_ms=slo.tpot_ms),
-            "workload": workload.model_copy(update={"duration_s": duration_s}),
+            "workload": workload.model_copy(update={"duration_s": planned_s(self.settings, planned)}),
         }
         return self.settings.run.model_copy(update=changes)
 
@@ -138,4 +137,5 @@ class Comparison(ABC):
             device=self.device(),
             versions=versions(),
             started_at=datetime.now(UTC).isoformat(),
+            windowed=True,
         )

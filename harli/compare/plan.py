@@ -16,8 +16,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from harli.compare.cell import SEPARATE, Entrant, Group, Objective
-from harli.compare.score import Run, rank
 from harli.compare.settings import ComparisonSettings
+from harli.compare.verdict import Run, rank
 from harli.types import Menu, Slo
 
 PRUNING = 0
@@ -110,15 +110,19 @@ def alone_run(number: int, menu: Menu) -> PlannedRun:
     return PlannedRun(number, Entrant("static", params, slo_aware=False), load="none")
 
 
+def planned_s(settings: ComparisonSettings, planned: PlannedRun) -> float:
+    """Seconds of workload in one run."""
+    return settings.pruning_s if planned.round == PRUNING else settings.run.workload.duration_s
+
+
 def expected_s(settings: ComparisonSettings, variants: Sequence[Group]) -> float:
     """Seconds of workload in all runs together, if each group with variants has one best."""
     slos = max(1, len(settings.slo_scales))
-    duration_s = settings.run.workload.duration_s
     runs = [slos if group[0].slo_aware else 1 for group in variants]
     contested = sum(count * len(group) for count, group in zip(runs, variants, strict=True) if len(group) > 1)
     a_round = 1 + sum(runs) + (1 + sum(runs) if settings.dedicated else 0)
     pruning_s = (1 + contested) * settings.pruning_s if contested else 0.0
-    return settings.rounds * a_round * duration_s + pruning_s
+    return settings.rounds * a_round * settings.run.workload.duration_s + pruning_s
 
 
 def _wanted(entrant: Entrant, objectives: Sequence[Objective]) -> Sequence[Objective | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from harli.compare.cell import SEPARATE, Entrant, Group, Objective, groups
-from harli.compare.plan import PRUNING, PlannedRun, alone_run, planned_runs
-from harli.compare.score import ADMITTED, TOKENS, Row, Run, gain_over_dedicated, marks, score
+from harli.compare.plan import PRUNING, PlannedRun, alone_run, planned_runs, planned_s
+from harli.compare.score import Gain, Row, gain_over_dedicated, marks, score
 from harli.compare.settings import COMPARISON_FILE, ComparisonInfo
+from harli.compare.verdict import ADMITTED, TOKENS, Rounds, Run
 from harli.records.reader import Record, read_info, read_record
 from harli.records.schema import RUN_FILE, RunInfo
 from harli.records.summary import summarise
@@ -65,11 +66,14 @@ class ComparisonFolder:
             record = self.record(planned)
             if record is None:
                 return None
-            metrics = summarise(
+            summary = summarise(
                 record.steps, record.requests, record.updates, slo=slo, duration_s=record.info.duration_s
             )
+            metrics = compared(summary, record.requests, record.updates, planned_s(self.info.settings, planned))
+            if planned.round == PRUNING and not self.info.windowed:
+                metrics[TOKENS] = summary[TOKENS]
             failure = record.info.finetune.reason if record.info.finetune.state == "failed" else ""
-            self._runs[key] = Run(metrics | {ADMITTED: admitted_per_s(record.requests)}, failure)
+            self._runs[key] = Run(metrics, failure)
         return self._runs[key]
 
     @cached_property
@@ -121,19 +125,23 @@ class ComparisonFolder:
                 shown = self.run(run, objective.slo)
                 if shown is not None:
                     rounds.setdefault(entrant, {})[run.round] = shown
-        gains = {entrant: self._gain(entrant, objective, planned) for entrant in rounds if entrant != SEPARATE}
+        gains = {
+            entrant: self._gain(entrant, objective, planned, rounds[SEPARATE])
+            for entrant in rounds
+            if entrant != SEPARATE
+        }
         rows = score(objective, rounds, {entrant: gain for entrant, gain in gains.items() if gain is not None})
         return Scored(objective, rows, marks(rows))
 
-    def _gain(self, entrant: Entrant, objective: Objective, planned: list[PlannedRun]) -> float | None:
-        halves, alone = [], []
+    def _gain(self, entrant: Entrant, objective: Objective, planned: list[PlannedRun], separate: Rounds) -> Gain | None:
+        halves: dict[int, Run] = {}
+        alone: dict[int, Run] = {}
         for run in _of(entrant, objective, planned):
-            half = self.run(replace(run, load="half"), Slo())
-            training = self.run(alone_run(run.round, self._menu), Slo())
+            half = self.run(replace(run, load="half"), objective.slo)
+            training = self.run(alone_run(run.round, self._menu), objective.slo)
             if half is not None and training is not None:
-                halves.append(half.get(TOKENS))
-                alone.append(training.get(TOKENS))
-        return gain_over_dedicated(halves, alone)
+                halves[run.round], alone[run.round] = half, training
+        return gain_over_dedicated(halves, alone, separate, objective.slo)
 
     def _held_against(self, record: Record, planned: PlannedRun, slo: Slo) -> Record:
         run = self.run(planned, slo)
@@ -153,8 +161,22 @@ def _of(entrant: Entrant, objective: Objective, planned: list[PlannedRun]) -> li
     return sorted(mine, key=lambda run: run.round)
 
 
-def admitted_per_s(requests: pa.Table) -> float | None:
-    """Completed requests over the seconds until the last of them was scheduled first."""
+def compared(
+    summary: Mapping[str, float | None], requests: pa.Table, updates: pa.Table, window_s: float
+) -> dict[str, float | None]:
+    """A run's ``summary`` with what a comparison counts in its own way, since runs end with their last answer.
+
+    That comes the later the slower a policy makes decode, though within the SLO. Finetune tokens/s are therefore those
+    of the updates committed in the first ``window_s`` seconds, which are the same for all policies: else the slowest
+    would finetune longest on a device that is nearly empty. Whether requests are served as they come shows in
+    ``ADMITTED``: completed ones over the seconds until the last of them was scheduled first.
+    """
+    inside = updates.filter(pc.less_equal(updates["time_s"], window_s))
+    tokens_per_s = float(inside["tokens"].to_numpy().sum()) / window_s
+    return {**summary, TOKENS: tokens_per_s, ADMITTED: _admitted_per_s(requests)}
+
+
+def _admitted_per_s(requests: pa.Table) -> float | None:
     completed = requests.filter(pc.equal(requests["error"], ""))
     if not len(completed):
         return None

@@ -15,7 +15,7 @@ from harli.compare.base import Comparison, OnProgress, Progress
 from harli.compare.cell import SEPARATE, Entrant
 from harli.compare.plan import PRUNING, PlannedRun, expected_s, planned_runs
 from harli.compare.results import ComparisonFolder
-from harli.compare.settings import ComparisonSettings
+from harli.compare.settings import ComparisonSettings, check_identity
 from harli.config import RunSettings
 from harli.engine import device
 from harli.engine.launch import engine_arguments, launched, prepare_environment
@@ -41,6 +41,8 @@ class EngineComparison(Comparison):
     def __init__(self, settings: ComparisonSettings, resume: Path | None = None) -> None:
         prepare_environment()
         super().__init__(settings, device.menu(), resume)
+        if self.before is not None:
+            check_identity(self.before.info, self.device(), device.versions())
         self.job = crashes.job_name(settings.run.engine.model, settings.run.finetune)
         crashes.check(self.job)
         arguments = engine_arguments(settings.run.engine)
@@ -70,8 +72,6 @@ class EngineComparison(Comparison):
         resumed.
         """
         self.prepare(folder)
-        if ComparisonFolder(folder).is_complete():
-            return
         with ExitStack() as cleanup:
             data = self.settings.run.finetune.data
             if data is None:

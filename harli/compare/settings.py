@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, Self
 
@@ -14,6 +14,7 @@ from harli.config import Name, RunSettings, Settings
 from harli.records.schema import SCHEMA_VERSION, Info
 from harli.simulate.device import Noise
 from harli.types import HarliError, Slo
+from predictor.dataset import differences
 
 COMPARISON_FILE = "comparison.json"
 
@@ -111,6 +112,9 @@ class ComparisonInfo(Info):
     versions: dict[str, str]
     started_at: str
     """ISO 8601, UTC."""
+    windowed: bool = False
+    """Variants are chosen by what they finetune within the window that all have in common; those of comparisons from
+    before there was one were chosen by whole runs, and stay."""
 
 
 def check_same(recorded: ComparisonInfo, settings: ComparisonSettings, menu: Sequence[str]) -> None:
@@ -129,3 +133,10 @@ def check_same(recorded: ComparisonInfo, settings: ComparisonSettings, menu: Seq
             f"the comparison was begun on a device with the shares {', '.join(recorded.menu)}, this one has "
             f"{', '.join(menu)}; begin a new one"
         )
+
+
+def check_identity(recorded: ComparisonInfo, device: Mapping[str, Any], versions: Mapping[str, str]) -> None:
+    """Raises HarliError unless what is measured here goes with what was measured before."""
+    before = {"device": recorded.device, "versions": recorded.versions}
+    if reasons := differences(before, {"device": dict(device), "versions": dict(versions)}):
+        raise HarliError(f"the comparison was begun with another device or version: {reasons[0]}; begin a new one")

@@ -10,10 +10,10 @@ import numpy as np
 
 from harli.compare.base import Comparison, OnProgress, Progress
 from harli.compare.cell import SEPARATE, Entrant
-from harli.compare.plan import PRUNING, PlannedRun, expected_s, planned_batches
+from harli.compare.plan import PRUNING, PlannedRun, expected_s, planned_batches, planned_s
 from harli.compare.results import ComparisonFolder
 from harli.compare.settings import ComparisonSettings
-from harli.config import SloSettings
+from harli.config import RunSettings, SloSettings
 from harli.simulate.devices import make_device, predictor_folder
 from harli.simulate.processes import spread
 from harli.simulate.run import Simulation, SimulationSettings
@@ -61,7 +61,7 @@ class SimulatedComparison(Comparison):
     def round_workload(self, number: int) -> Workload:
         seed = self._seed(number)
         if seed not in self._workloads:
-            self._workloads[seed] = self._make_workload(seed)
+            self._workloads[seed] = seeded_workload(self.settings.run, seed)
         return self._workloads[seed]
 
     def execute(self, folder: Path, jobs: int | None, on_progress: OnProgress) -> None:
@@ -74,32 +74,28 @@ class SimulatedComparison(Comparison):
         done_s, total_s = 0.0, expected_s(self.settings, self.variants)
         for batch in planned_batches(self.settings, self.variants, self.menu, results):
             missing = [planned for planned in batch if not results.complete(planned)]
-            done_s += sum(self._duration_s(planned) for planned in batch if planned not in missing)
+            done_s += sum(planned_s(self.settings, planned) for planned in batch if planned not in missing)
             tasks = [
                 (self.run_settings(one), self.predictor, self.requests(one), str(one), folder / one.folder)
                 for one in missing
             ]
             for place, _ in spread(simulate_run, tasks, jobs):
-                done_s += self._duration_s(missing[place])
+                done_s += planned_s(self.settings, missing[place])
                 on_progress(Progress(missing[place], done_s, max(total_s, done_s), None))
 
     def _seed(self, number: int) -> int:
         return self.settings.run.workload.seed + max(number, 1) - 1
 
-    def _make_workload(self, seed: int) -> Workload:
-        """Generated requests of this seed, or a trace's, whose lengths change places but for the first round."""
-        wanted = self.settings.run.workload
-        made = make_workload(wanted.model_copy(update={"seed": seed}), self.settings.run.engine.max_model_len)
-        if wanted.trace is None or seed == wanted.seed:
-            return made
-        order = np.random.default_rng(seed).permutation(len(made.requests))
-        places = zip(order.tolist(), made.requests, strict=True)
-        return Workload(
-            made.name, tuple(made.requests[place]._replace(arrival_s=one.arrival_s) for place, one in places)
-        )
 
-    def _duration_s(self, planned: PlannedRun) -> float:
-        return self.settings.pruning_s if planned.round == PRUNING else self.settings.run.workload.duration_s
+def seeded_workload(run: RunSettings, seed: int) -> Workload:
+    """Generated requests of this seed, or a trace's, whose lengths change places unless it is the settings' own."""
+    wanted = run.workload
+    made = make_workload(wanted.model_copy(update={"seed": seed}), run.engine.max_model_len)
+    if wanted.trace is None or seed == wanted.seed:
+        return made
+    order = np.random.default_rng(seed).permutation(len(made.requests))
+    places = zip(order.tolist(), made.requests, strict=True)
+    return Workload(made.name, tuple(made.requests[place]._replace(arrival_s=one.arrival_s) for place, one in places))
 
 
 def simulate_run(

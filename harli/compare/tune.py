@@ -1,9 +1,9 @@
 """Searching a policy's parameters in the simulator with Optuna, before a comparison confirms what was found.
 
-Searched are the parameters that declare a ``policies.base.Range``. A trial simulates the comparison's own requests at
-its SLO, on its device if it is simulated itself and else on that of its predictor. It is judged as a comparison
-judges: most finetune tokens/s of those that leave decode unharmed. The simulator leaves things out, so the best is
-only a candidate: it takes part in the comparison beside the defaults.
+Searched are the parameters that declare a ``policies.base.Range``. A trial simulates requests like the comparison's,
+with a seed that none of its rounds has, at its SLO, on its device if it is simulated itself and else on that of its
+predictor. It is judged as a comparison judges: most finetune tokens/s of those that leave decode unharmed. The
+simulator leaves things out, so the best is only a candidate: it takes part in the comparison beside the defaults.
 
 The search can be left and taken up again as that of ``predictor.tuning``: N trials find the same in one sitting or in
 several.
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from harli.compare.cell import SEPARATE, Value
-from harli.compare.results import admitted_per_s
-from harli.compare.score import ADMITTED, TOKENS, Run, judge
+from harli.compare.results import compared
 from harli.compare.settings import ComparisonSettings
+from harli.compare.simulated import seeded_workload
+from harli.compare.verdict import TOKENS, Run, judge
 from harli.config import SloSettings
 from harli.simulate.devices import make_device, predictor_folder
 from harli.simulate.run import Simulation, SimulationSettings
 from harli.types import HarliError, Slo
-from harli.workload.base import Workload
 from policies.registry import Parameter, load_policy, parameters
 from predictor.tuning import reporting_failures, sampler
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     import optuna
 
 Params = dict[str, Value]
+
+APART = 1_000_000
+"""Added to the comparison's seed: more than it has rounds, however often it is gone on with."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Tried:
 class Search:
     """Making it checks the settings and simulates decode alone; ``run`` searches."""
 
-    def __init__(self, settings: ComparisonSettings, policy: str, workload: Workload) -> None:
-        """``workload``: the requests of the comparison that ``settings`` describe.
+    def __init__(self, settings: ComparisonSettings, policy: str) -> None:
+        """``settings``: of the comparison that follows.
 
         Raises HarliError when the policy has nothing to search, when there are several SLOs, and for whatever else the
         user can mend.
@@ -70,9 +73,11 @@ class Search:
         if len(settings.slo_scales) > 1:
             raise HarliError("--tune is for one SLO: give --slo-scale once")
         simulated = settings.simulation.model_dump() if settings.simulation else {"device": settings.run.predictor}
-        self._settings = SimulationSettings.model_validate(settings.run.model_dump() | simulated | {"params": {}})
+        seed = settings.run.workload.seed + APART
+        own = {"params": {}, "workload": settings.run.workload.model_copy(update={"seed": seed}).model_dump()}
+        self._settings = SimulationSettings.model_validate(settings.run.model_dump() | simulated | own)
         self._predictor = predictor_folder(self._settings.device)
-        self._policy, self._workload = policy, workload
+        self._policy, self._workload = policy, seeded_workload(settings.run, seed)
         alone = self._simulated(SEPARATE.policy, {}, Slo())
         (objective,) = settings.objectives(dict(alone.metrics))
         self._slo = objective.slo
@@ -125,8 +130,9 @@ class Search:
         changes = {"policy": policy, "params": params, "slo": SloSettings(itl_ms=slo.itl_ms, tpot_ms=slo.tpot_ms)}
         settings = self._settings.model_copy(update=changes)
         device = make_device(settings.device, self._predictor, settings.finetune, settings.noise, self._seed)
-        info, requests = Simulation(settings, device, self._workload).measure()
-        return Run(info.summary | {ADMITTED: admitted_per_s(requests)}, info.finetune.reason)
+        info, tables = Simulation(settings, device, self._workload).measure()
+        window_s = settings.workload.duration_s
+        return Run(compared(info.summary, tables.requests, tables.updates, window_s), info.finetune.reason)
 
     @property
     def _seed(self) -> int:

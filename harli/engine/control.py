@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,17 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from harli.config import FinetuneSettings
 from harli.engine.heap import return_freed_memory
-from harli.engine.weights import shared_bytes, weight_views
-from harli.finetune import checkpoint
+from harli.engine.job import JobMaker, Ready
+from harli.engine.weights import shared_bytes
 from harli.finetune.activations import KeptActivations
 from harli.finetune.checkpoint import Job
-from harli.finetune.dataset import Samples, read_samples
-from harli.finetune.model import build_model
-from harli.finetune.packing import BatchStream, pack
 from harli.finetune.trainer import Trainer, one_line
-from harli.finetune.units import LayerwiseUpdate
 from harli.memory.arena import Arena
 from harli.memory.layout import UnknownLayout, block_regions
 from harli.runtime.controller import Controller
@@ -47,10 +43,11 @@ class Control:
         self._session = session
         self._max_batch = max_batch
         self._engine_model = engine_model
-        self._model_config = model_config
+        self._jobs = JobMaker(engine_model, model_config, session.partitioner)
         self._kv_caches = kv_caches
-        self._preparations = ThreadPoolExecutor(1, "harli-preparation")
-        self._preparing: Future[tuple[Job, Samples, int]]
+        cores = os.sched_getaffinity(0)  # the engine's thread will be pinned, and what it starts then with it
+        self._preparations = ThreadPoolExecutor(1, "harli-preparation", lambda: os.sched_setaffinity(0, cores))
+        self._preparing: Future[Ready] | None = None
         self._folder: str
         self._begin_again: Callable[[Slo], None]
 
@@ -109,44 +106,30 @@ class Control:
         """
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
-            return self._start(*self._make_ready(settings_json, resume), folder)
+            return self._start(self._jobs.make(settings_json, resume), folder)
         except HarliError as error:
             return {"error": str(error)}
 
     def prepare(self, settings_json: str, folder: str, resume: str | None) -> None:
         """Like ``finetune``, but made ready in a thread of its own while decode goes on; ``prepared`` starts it."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self._preparing = self._preparations.submit(self._make_ready, settings_json, resume)
+        self._preparing = self._preparations.submit(self._jobs.make, settings_json, resume)
         self._folder = folder
 
     def prepared(self) -> dict[str, Any] | None:
         """What ``finetune`` returns, once the job is ready and has started; None before."""
-        if not self._preparing.done():
+        preparing = self._preparing
+        assert preparing is not None
+        if not preparing.done():
             return None
+        self._preparing = None
         try:
-            started = self._start(*self._preparing.result(), self._folder)
-            self._preparations.submit(return_freed_memory)  # the job before is gone
-            return started
+            return self._start(preparing.result(), self._folder)
         except BaseException as error:  # whatever happened in that thread, the engine goes on
             return {"error": str(error) if isinstance(error, HarliError) else one_line(error)}
 
-    def _make_ready(self, settings_json: str, resume: str | None) -> tuple[Job, Samples, int]:
-        """The job, its samples, and how many of its updates are done. Raises HarliError."""
-        from transformers import AutoTokenizer
-
-        settings = FinetuneSettings.model_validate_json(settings_json)
-        assert settings.data is not None
-        tokenizer = AutoTokenizer.from_pretrained(self._model_config.tokenizer)
-        samples = read_samples(settings.data, tokenizer, max_tokens=settings.microbatch_tokens)
-        job = self._job(samples, settings)
-        if settings.held_out is not None:
-            held_out = read_samples(settings.held_out, tokenizer, max_tokens=settings.microbatch_tokens).items
-            batches = pack(held_out, microbatch_tokens=settings.microbatch_tokens, seed=settings.seed, epoch=0)
-            job = job._replace(held_out=batches)
-        return job, samples, checkpoint.restore(job, Path(resume)) if resume else 0
-
-    def _start(self, job: Job, samples: Samples, done: int, folder: str | None) -> dict[str, Any]:
-        session = self._session
+    def _start(self, ready: Ready, folder: str | None) -> dict[str, Any]:
+        session, (job, samples, done) = self._session, ready
         job.update.kept = self._kept_activations(job)
         session.attach(Trainer(job, session.new_gate(), session.partitioner, Path(folder) if folder else None, done))
         shared, base = shared_bytes(job.model, self._engine_model)
@@ -171,17 +154,6 @@ class Control:
             self._session.lender = None
             return None
         return KeptActivations(arena, (*job.model.parameters(), *job.model.buffers()))
-
-    def _job(self, samples: Samples, settings: FinetuneSettings) -> Job:
-        config = self._model_config.hf_text_config
-        views = weight_views(self._engine_model, config)
-        model = build_model(config, views, settings.lora, name=self._model_config.model, seed=settings.seed)
-        update = LayerwiseUpdate(
-            model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, seed=settings.seed
-        )
-        if (record := self._session.partitioner.recorder()) is not None:
-            update.use_graphs(record)
-        return Job(model, update, BatchStream(samples.items, settings.microbatch_tokens, settings.seed), settings)
 
     def status(self) -> dict[str, Any]:
         """How things stand; cheap enough to ask every second."""
@@ -240,6 +212,13 @@ class Control:
         """End the job after its running unit and save it; ``status`` says when that is done."""
         if self._session.trainer is not None:
             self._session.trainer.finish()
+
+    def release(self) -> None:
+        """All is known of the job that has ended, and none is wanted that is made ready: their memory goes back."""
+        self._preparing = None
+        if self._session.trainer is not None:
+            self._session.trainer.release()
+        self._preparations.submit(return_freed_memory)
 
     def pause(self, paused: bool) -> None:
         """Hold finetuning back, or let it go on."""

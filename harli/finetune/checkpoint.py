@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,9 +55,16 @@ def identity(settings: FinetuneSettings, base_model: str) -> dict[str, Any]:
     assert settings.data is not None
     return {
         "base_model": base_model,
-        "data_sha256": hashlib.sha256(settings.data.read_bytes()).hexdigest(),
+        "data_sha256": _sha256(settings.data, settings.data.stat().st_mtime_ns),
         **settings.model_dump(mode="json", exclude=FREE_TO_CHANGE),
     }
+
+
+@lru_cache(maxsize=8)
+def _sha256(file: Path, changed_ns: int) -> str:
+    """Of the file as it was at ``changed_ns``: read once, not again for every checkpoint."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def save(job: Job, folder: Path, updates: int) -> Path:

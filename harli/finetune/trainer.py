@@ -99,16 +99,19 @@ class Trainer(threading.Thread):
         """Use of borrowed memory; empty where none can be borrowed."""
         return {} if self._kept is None else self._kept.figures()
 
+    def release(self) -> None:
+        """Let go of model, optimizer and samples, once the thread has ended; what can be asked for stays."""
+        if not self.is_alive():
+            self._kept = None
+            vars(self).pop("_job", None)
+
     @property
     def preparing(self) -> bool:
         """Graphs are being made, for which nobody should have to wait."""
-        captured, whole = self._job.update.captured, self._partitioner.units
-        return (
-            self.state.ready
-            and captured is not None
-            and self.gate.allowed == whole
-            and captured.incomplete(self._finetune_shares)
-        )
+        if not self.state.ready or self.gate.allowed < self._partitioner.units:
+            return False
+        captured = self._job.update.captured
+        return captured is not None and captured.incomplete(self._finetune_shares)
 
     def run(self) -> None:
         settings = self._job.settings
@@ -256,6 +259,8 @@ class Trainer(threading.Thread):
                 self._folder / ADAPTER, lambda partial: checkpoint.save_adapter_files(model, partial)
             )
             self.saved = True
+        except ArithmeticError as error:  # no matter of the disk
+            self.complete, self.failure = False, self.failure or one_line(error)
         except Exception as error:
             self.save_failure = f"adapter not saved: {one_line(error)}"
 

@@ -68,8 +68,11 @@ class Lender:
 
     def close(self) -> bool:
         """End the loan; False if its borrower still holds some of it, which then comes back later."""
-        if self.loan is not None and self.give_back():
-            self.loan = None
+        if self.loan is not None:
+            self._zone.aim(self.loan.total)
+            self._zone.collect(self.loan.total)
+            if not self.owned:
+                self.loan = None
         return self.loan is None
 
     def give_back(self) -> bool:

@@ -23,6 +23,10 @@ class Adapters:
         if not isinstance(result, str):
             raise HarliError(f"the adapter cannot be served: {result.error.message}")
 
+    def serves(self, name: str) -> bool:
+        """Whether ``name`` has been loaded; not after a start at which that failed."""
+        return name in self._models.lora_requests
+
     async def unload(self, name: str) -> None:
         """Serve ``name`` no more; requests that run end as they began. Raises HarliError if it is not served."""
         result = await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))

@@ -18,6 +18,8 @@ POLICY = "harli"
 """Key of ``--additional-config`` that holds the policy for the engine process, a ``PolicySettings``."""
 SERVED_ADAPTERS = 4
 """Most adapters in one step, unless ``--max-loras`` says otherwise."""
+KEPT_ADAPTERS = 64
+"""Most adapters in memory, unless ``--max-cpu-loras`` says otherwise: a step that needs another reads it from disk."""
 DRAIN_S = 30
 """How long requests may run on after SIGTERM, unless ``--shutdown-timeout`` says otherwise."""
 OURS = ("worker_cls", "scheduler_cls", "enable_lora")
@@ -69,6 +71,13 @@ def server_arguments(settings: RunSettings, predictor: Path | None, flags: Seque
     for name, needed in NOT_SERVED.items() | {name: ours[name] for name in OURS}.items():
         if getattr(arguments, name) != needed:
             raise HarliError(f"harli serve does not work with {flag(name)}: see `harli doctor` for what is refused")
+    if arguments.max_cpu_loras is None:
+        arguments.max_cpu_loras = max(arguments.max_loras, KEPT_ADAPTERS)
+    if settings.finetune.lora.rank > arguments.max_lora_rank:
+        raise HarliError(
+            f"jobs train LoRA of rank {settings.finetune.lora.rank} by default, and --max-lora-rank "
+            f"{arguments.max_lora_rank} serves none above that: give a higher one"
+        )
     if settings.engine.role == "decode" and arguments.kv_transfer_config is None:
         raise HarliError("--role decode needs --kv-transfer-config: which connector brings the prompts' KV cache?")
     if (arguments.api_server_count or 1) > 1:

@@ -10,7 +10,7 @@ from typing import Any
 
 from harli.types import HarliError
 
-VERSION = 1
+VERSION = 2
 SCHEMA = """
 CREATE TABLE files (
     id TEXT PRIMARY KEY, filename TEXT NOT NULL, bytes INTEGER NOT NULL, created_at INTEGER NOT NULL
@@ -23,6 +23,8 @@ CREATE TABLE jobs (
     created_at INTEGER NOT NULL,
     finished_at INTEGER,
     turn INTEGER NOT NULL DEFAULT 0,
+    turn_began INTEGER NOT NULL DEFAULT 0,
+    deaths INTEGER NOT NULL DEFAULT 0,
     settings TEXT,
     updates_done INTEGER NOT NULL DEFAULT 0,
     trained_tokens INTEGER NOT NULL DEFAULT 0,
@@ -41,6 +43,10 @@ CREATE TABLE events (
 );
 CREATE INDEX events_by_job ON events (job, number);
 """
+FROM_1 = """
+ALTER TABLE jobs ADD COLUMN turn_began INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
+"""
 
 
 class Database:
@@ -58,9 +64,9 @@ class Database:
             self.run("PRAGMA journal_mode = WAL")
             self.run("PRAGMA synchronous = NORMAL")
             self.run("PRAGMA foreign_keys = ON")
-            if version == 0:
+            if version < VERSION:
                 with self.transaction():
-                    for statement in SCHEMA.split(";\n"):
+                    for statement in (FROM_1 if version else SCHEMA).split(";\n"):
                         self.run(statement)
                     self.run(f"PRAGMA user_version = {VERSION}")
         except (sqlite3.Error, HarliError) as error:

@@ -39,8 +39,9 @@ class FileFolder:
     def __init__(self, folder: Path, store: Store) -> None:
         """Files that were being uploaded when a server ended are dropped."""
         folder.mkdir(parents=True, exist_ok=True)
-        for partial in folder.glob("*.partial"):
-            partial.unlink()
+        for path in folder.iterdir():
+            if path.is_file() and store.file(path.name) is None:
+                path.unlink()
         self._folder = folder
         self._store = store
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from harli.config import FinetuneSettings
 
@@ -50,7 +50,7 @@ class Hyperparameters(_Body):
 
 
 class Supervised(_Body):
-    hyperparameters: Hyperparameters = Hyperparameters()
+    hyperparameters: Hyperparameters | None = None
 
 
 class Method(_Body):
@@ -79,6 +79,8 @@ class JobRequest(_Body):
     validation_file: str | None = None
     suffix: Annotated[str, StringConstraints(pattern=r"^[\w-]{1,64}$")] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+    """There are none; clients may say so."""
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
     """The older place of the method's."""
@@ -87,7 +89,13 @@ class JobRequest(_Body):
 
     @property
     def chosen(self) -> Hyperparameters:
-        return self.method.supervised.hyperparameters if self.method else self.hyperparameters or Hyperparameters()
+        of_method = self.method.supervised.hyperparameters if self.method else None
+        return of_method or self.hyperparameters or Hyperparameters()
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _any_seed(cls, value: Any) -> Any:
+        return 0 if value is None else value
 
 
 class JobError(_Body):
@@ -111,6 +119,10 @@ class Job:
     """Known once the files are validated."""
     updates_done: int
     trained_tokens: int
+    turn_began: int
+    """Updates that were done when its last turn began."""
+    deaths: int
+    """Processes that died while it was running, as far as it may be the cause."""
     model: str | None
     """What its adapter answers to, once it is served."""
     error: JobError | None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import shutil
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +77,11 @@ def jobs_router(store: Store, jobs_folder: Path, base_model: str, max_rank: int)
 
     @router.post("/{id_}/cancel")
     async def cancel(id_: str) -> dict[str, Any]:
-        return moved(id_, Status.CANCELLED)
+        before = known(id_).status
+        job = moved(id_, Status.CANCELLED)
+        if before in (Status.QUEUED, Status.PAUSED):  # of one that is at work, who works on it removes the folder
+            await asyncio.to_thread(shutil.rmtree, jobs_folder / id_, ignore_errors=True)
+        return job
 
     @router.post("/{id_}/pause")
     async def pause(id_: str) -> dict[str, Any]:

@@ -32,8 +32,11 @@ class Metrics:
         self._attainment = gauge("slo_attainment_ratio", "Within the objective, last minute.", "objective")
         self._asked = counter("slo_asked", "Gaps between tokens (itl) or requests (tpot).", "objective")
         self._attained = counter("slo_attained", "Those of them within the objective.", "objective")
-        self._share = gauge("finetune_share_ratio", "Compute units used that were finetuning's, last second.")
-        self._lent = gauge("lent_memory_ratio", "KV cache lent to finetuning in the last step.")
+        self._share = gauge(
+            "finetune_share_ratio",
+            "Part of the compute units that steps of the last second gave finetuning; 0 when decode idles.",
+        )
+        self._lent = gauge("lent_memory_ratio", "KV cache lent to finetuning, as of the last step.")
         self._tokens = counter("finetune_tokens", "Tokens of committed updates.")
         self._updates = counter("finetune_updates", "Committed updates.")
         self._loss = gauge("finetune_loss", "Training loss of the last update.")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, HTTPException
@@ -12,7 +15,7 @@ from harli.serve.http import bad_request
 from harli.serve.store import Store
 
 
-def models_router(adapters: Adapters, store: Store) -> APIRouter:
+def models_router(adapters: Adapters, store: Store, jobs_folder: Path) -> APIRouter:
     router = APIRouter(prefix="/v1/models")
 
     @router.delete("/{model:path}")
@@ -20,9 +23,11 @@ def models_router(adapters: Adapters, store: Store) -> APIRouter:
         job = store.job_of_model(model)
         if job is None:
             raise HTTPException(HTTPStatus.NOT_FOUND, f"no fine-tuned model {model!r}")
+        if adapters.serves(model):
+            with bad_request():
+                await adapters.unload(model)
         store.forget_model(job.id)
-        with bad_request():
-            await adapters.unload(model)
+        await asyncio.to_thread(shutil.rmtree, jobs_folder / job.id, ignore_errors=True)
         return {"id": model, "object": "model", "deleted": True}
 
     return router

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from harli.serve.jobs import Status
 from harli.serve.metrics import Metrics
 from harli.serve.recorder import Recorder
 from harli.serve.store import Store
-from harli.types import HarliError, Slo
+from harli.types import Slo
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -67,6 +67,7 @@ class Monitor:
         self._updates: list[UpdateRecord] = []
         self._written_s = time.monotonic()
         self._recording = ThreadPoolExecutor(1, "harli-records")
+        self._written: Future[None] | None = None
         self._changing = asyncio.Lock()
         metrics.objectives(self._slo)
 
@@ -78,6 +79,11 @@ class Monitor:
         if self._engine.errored:
             return "dead"
         return "not answering" if time.monotonic() - self._answered_s > NO_ANSWER_S else "ok"
+
+    @property
+    def held_back(self) -> bool:
+        """Finetuning may not run."""
+        return not self.enabled or self.breaker.open
 
     @property
     def finetuning(self) -> str:
@@ -141,8 +147,8 @@ class Monitor:
                 window.clear()
             self.breaker.reset()
             self._metrics.objectives(self._slo)
-            await self._write()
-            await self._record(self._recorder.change_settings, self.settings)
+            self._write()
+            self._record(self._recorder.change_settings, self.settings)
         await self._apply()
 
     def add_updates(self, rows: Sequence[UpdateRecord]) -> None:
@@ -161,9 +167,9 @@ class Monitor:
         finally:
             task.cancel()
             await asyncio.wait({task})
-            await self._write()
-            await self._record(self._recorder.close)
-            self._recording.shutdown()
+            self._write()
+            self._record(self._recorder.close)
+            await asyncio.to_thread(self._recording.shutdown)
 
     async def _forever(self) -> None:
         """Whatever goes wrong here, requests are served on."""
@@ -196,13 +202,13 @@ class Monitor:
             self._note_opening()
         await self._apply()
         self._metrics.finetuning(enabled=self.enabled, training=training, breaker_open=self.breaker.open)
-        if now - self._written_s > WRITE_S:
-            await self._write()
+        if now - self._written_s > WRITE_S and (self._written is None or self._written.done()):
+            self._write()
 
     async def _apply(self) -> None:
         """Tell the engine whether finetuning may run, if that has changed."""
         async with self._changing:
-            paused = not self.enabled or self.breaker.open
+            paused = self.held_back
             if paused != self._paused:
                 await command(self._engine, "pause", paused)
                 self._paused = paused
@@ -213,18 +219,23 @@ class Monitor:
         for job in self._store.jobs_in(Status.RUNNING):
             self._store.add_event(job.id, self.breaker.reason, "warn")
 
-    async def _write(self) -> None:
-        steps, updates = self._steps, self._updates
-        self._steps, self._updates = [], []
+    def _write(self) -> None:
         self._written_s = time.monotonic()
-        await self._record(self._recorder.write, steps, updates)
+        if self._steps:  # updates are written with the steps after them
+            steps, updates = self._steps, self._updates
+            self._steps, self._updates = [], []
+            self._record(self._recorder.write, steps, updates)
 
-    async def _record(self, write: Callable[..., None], *args: Any) -> None:
-        """One after the other, in a thread; what cannot be written is dropped."""
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._recording, write, *args)
-        except HarliError as error:
-            LOG.warning("steps are not recorded: %s", error)
+    def _record(self, write: Callable[..., None], *args: Any) -> None:
+        """One after the other, in a thread: a disk that hangs is no matter of decode. What is refused is dropped."""
+
+        def recorded() -> None:
+            try:
+                write(*args)
+            except Exception as error:
+                LOG.warning("steps are not recorded: %s", error)
+
+        self._written = self._recording.submit(recorded)
 
     @property
     def _slo(self) -> Slo:

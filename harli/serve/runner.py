@@ -8,6 +8,7 @@ job's checkpoint, from which its next turn goes on exactly.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import shutil
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from harli import crashes
+from harli.crashes import DEATHS_ALLOWED
 from harli.finetune.trainer import ADAPTER, one_line
 from harli.rows import UpdateRecord
 from harli.serve.adapters import Adapters, model_name
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 RETRY_S = 5.0
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""Errors of the machine rather than of a job, which is tried again."""
 
 
 class JobRunner:
@@ -48,11 +51,13 @@ class JobRunner:
         adapters: Adapters,
         folder: Path,
         turn_s: float,
+        held_back: Callable[[], bool],
         on_updates: Callable[[Sequence[UpdateRecord]], None],
     ) -> None:
         """``folder``: gets a folder for each job, with its data, checkpoints and adapter.
 
-        ``turn_s``: a turn's length while jobs of the same priority wait. ``on_updates``: told of committed updates.
+        ``turn_s``: a turn's length while jobs of the same priority wait. ``held_back``: whether finetuning is switched
+        off, so that no turn should begin. ``on_updates``: told of committed updates.
         """
         self._engine = engine
         self._store = store
@@ -61,6 +66,7 @@ class JobRunner:
         self._adapters = adapters
         self._folder = folder
         self._turn_s = turn_s
+        self._held_back = held_back
         self._on_updates = on_updates
         self._tasks: list[asyncio.Task[None]] = []
         self.stopping = False
@@ -70,6 +76,9 @@ class JobRunner:
         for job in self._store.jobs_in(Status.SUCCEEDED):
             if job.model:
                 await self._serve_again(job.id, job.model)
+        for job in self._store.jobs_in(Status.RUNNING):  # the server was killed: perhaps by what the job did at once
+            if job.updates_done == job.turn_began:
+                self._store.note_death(job.id)
         self._tasks = [asyncio.create_task(self._forever(step)) for step in (self._validate_next, self._train_next)]
 
     async def stop(self) -> None:
@@ -101,21 +110,24 @@ class JobRunner:
                     self._planner.plan, request, training, validation, self._folder / job.id
                 )
             except Exception as error:  # whatever is wrong with one job's files, the next job is looked at
+                if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING):
+                    raise
                 message = str(error) if isinstance(error, HarliError) else one_line(error)
                 self._fail(job, "invalid_file", message, "training_file")
-                continue
             if self._store.job(job.id).status is Status.VALIDATING:
                 self._store.set_settings(job.id, settings)
                 self._store.move(job.id, Status.QUEUED)
+            else:
+                self._remove_folder(job)
 
     async def _train_next(self) -> None:
         for interrupted in self._store.jobs_in(Status.RUNNING):  # left by a killed server, or by a full disk
             self._store.add_event(interrupted.id, "interrupted; the job goes on from its last checkpoint", "warn")
             self._store.move(interrupted.id, Status.QUEUED)
         job = self._store.next_job()
-        if job is None:
+        if job is None or self._held_back():
             return
-        if crashes.quarantined(job.id):
+        if job.deaths > DEATHS_ALLOWED:
             self._fail(job, "quarantined", "the engine process died twice while the job was running")
             return
         self._store.take_turn(job.id)
@@ -125,16 +137,16 @@ class JobRunner:
             if status is not None and self._store.job(job.id).status is Status.RUNNING:
                 await self._conclude(job, status)
         except HarliError as error:
-            self._fail(job, "not_started", str(error))
+            self._fail(job, "not_started", str(error).replace(f"{self._folder / job.id}/", ""))
         finally:
             if self._engine.errored and not self.stopping:
-                crashes.note(job.id)
+                self._store.note_death(job.id)
                 self._store.add_event(job.id, "the engine process died while the job was running", "warn")
             after = self._store.job(job.id).status
             if after is Status.RUNNING:
                 self._store.move(job.id, Status.QUEUED)
             elif after is Status.CANCELLED:
-                shutil.rmtree(self._folder / job.id, ignore_errors=True)
+                self._remove_folder(job)
 
     def _until(self, job: Job) -> Callable[[], bool]:
         """Whether the turn of ``job`` is over; it begins with the first call. Equals get an update or more."""
@@ -156,8 +168,9 @@ class JobRunner:
 
     async def _conclude(self, job: Job, status: dict[str, Any]) -> None:
         """The job has ended by itself: serve its adapter if that is good for anything."""
-        crashes.forget(job.id)
-        if not (status["complete"] and status["saved"]):
+        if status["complete"] and not status["saved"]:
+            raise OSError(status["finetune_failure"] or "the adapter was not saved in time")  # perhaps the next time
+        if not status["complete"]:
             self._fail(job, "training_failed", status["finetune_failure"] or "training ended early")
             return
         base, adapter = status["held_out"]
@@ -182,6 +195,9 @@ class JobRunner:
             await self._adapters.load(name, self._folder / id_ / ADAPTER)
         except HarliError as error:
             LOG.warning("%s is not served: %s", name, error)
+
+    def _remove_folder(self, job: Job) -> None:
+        shutil.rmtree(self._folder / job.id, ignore_errors=True)
 
     def _fail(self, job: Job, code: str, message: str, param: str | None = None) -> None:
         """Unless it was paused or cancelled meanwhile."""

@@ -66,20 +66,33 @@ async def serve(
         address, socket = vllm_server.setup_server(arguments, reuse_port=False)
     except OSError as error:
         raise HarliError(f"cannot serve on {arguments.host}:{arguments.port} from {state}: {error.strerror}") from error
+    base_model = arguments.served_model_name[0]
     with closing(Store(state / DATABASE)) as store, closing(socket):
+        if others := store.base_models() - {base_model}:
+            raise HarliError(f"{state} holds jobs and adapters of {others.pop()}: serve that, or give another --state")
         async with _engine(arguments) as engine:
             tasks = await engine.get_supported_tasks()
             app = vllm_server.build_app(arguments, tasks, engine.model_config)
             await vllm_server.init_app_state(engine, app.state, arguments, tasks)
             files = FileFolder(state / FILES, store)
             adapters = Adapters(app.state.openai_serving_models)
-            planner = Planner(settings.finetune, arguments.model)
+            planner = Planner(settings.finetune, arguments.tokenizer or arguments.model)
             recorder = Recorder(state / RECORDS, settings, predictor)
             monitor = Monitor(engine, store, settings, recorder, Breaker(min_attainment), Metrics())
-            runner = JobRunner(engine, store, files, planner, adapters, state / JOBS, turn_s, monitor.add_updates)
+            runner = JobRunner(
+                engine,
+                store,
+                files,
+                planner,
+                adapters,
+                state / JOBS,
+                turn_s,
+                lambda: monitor.held_back,
+                monitor.add_updates,
+            )
             app.include_router(files_router(files, store, MAX_FILE_BYTES))
-            app.include_router(jobs_router(store, state / JOBS, settings.engine.model, arguments.max_lora_rank))
-            app.include_router(models_router(adapters, store))
+            app.include_router(jobs_router(store, state / JOBS, base_model, arguments.max_lora_rank))
+            app.include_router(models_router(adapters, store, state / JOBS))
             app.include_router(operate_router(monitor))
             app.include_router(health_router(monitor))
             if keys:

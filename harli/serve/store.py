@@ -76,6 +76,16 @@ class Store(Database):
         """The oldest first."""
         return [_job(row) for row in self.run("SELECT * FROM jobs WHERE status = ? ORDER BY rowid", status)]
 
+    def base_models(self) -> set[str]:
+        """What the jobs that go on, and the adapters that are served, are for."""
+        marks = ", ".join("?" * len(ENDED))
+        rows = self.run(
+            "SELECT DISTINCT json_extract(request, '$.model') FROM jobs "
+            f"WHERE model IS NOT NULL OR status NOT IN ({marks})",
+            *ENDED,
+        )
+        return {row[0] for row in rows}
+
     def next_job(self) -> Job | None:
         """The queued job whose turn it is: of the highest priority, the one that has waited longest for a turn."""
         row = self.run(
@@ -86,7 +96,11 @@ class Store(Database):
     def take_turn(self, id_: str) -> None:
         """The queued job runs from here on, and is the last of its priority to have had a turn."""
         self.move(id_, Status.RUNNING)
-        self.run("UPDATE jobs SET turn = (SELECT max(turn) + 1 FROM jobs) WHERE id = ?", id_)
+        self.run("UPDATE jobs SET turn = (SELECT max(turn) + 1 FROM jobs), turn_began = updates_done WHERE id = ?", id_)
+
+    def note_death(self, id_: str) -> None:
+        """The process died while the job was running."""
+        self.run("UPDATE jobs SET deaths = deaths + 1 WHERE id = ?", id_)
 
     def count_unfinished(self) -> int:
         marks = ", ".join("?" * len(ENDED))
@@ -177,6 +191,8 @@ def _job(row: sqlite3.Row) -> Job:
         settings=FinetuneSettings.model_validate_json(row["settings"]) if row["settings"] else None,
         updates_done=row["updates_done"],
         trained_tokens=row["trained_tokens"],
+        turn_began=row["turn_began"],
+        deaths=row["deaths"],
         model=row["model"],
         error=JobError.model_validate_json(row["error"]) if row["error"] else None,
     )

@@ -41,6 +41,7 @@ class Turn:
         self._folder = folder
         self._on_updates = on_updates
         self._notice = ""
+        self._unnoted: list[UpdateRecord] = []
 
     async def run(self, over: Callable[[], bool]) -> dict[str, Any] | None:
         """Train, until ``over`` says so or the job ends by itself, and save.
@@ -48,7 +49,8 @@ class Turn:
         Returns the engine's last ``status`` if the job has ended by itself, None if its turn was over.
         Cancelling saves too. Raises HarliError if the job cannot begin, EngineDeadError if the engine dies.
         """
-        await self._start()
+        if not await self._start(over):
+            return None
         try:
             while await self._training():
                 if over():
@@ -58,7 +60,8 @@ class Turn:
             status = await self._stop()
         return status
 
-    async def _start(self) -> None:
+    async def _start(self, over: Callable[[], bool]) -> bool:
+        """False if the turn was over before the job was ready."""
         settings = self._job.settings
         if settings is None:
             raise HarliError("the job's files were not validated")
@@ -66,7 +69,11 @@ class Turn:
         resume = str(saved[-1]) if saved else None
         await command(self._engine, "prepare", settings.model_dump_json(), str(self._folder), resume)
         while await command(self._engine, "prepared") is None:
+            if over():
+                await command(self._engine, "release")
+                return False
             await asyncio.sleep(POLL_S / 5)
+        return True
 
     async def _training(self) -> bool:
         status = await command(self._engine, "status")
@@ -85,10 +92,12 @@ class Turn:
             await asyncio.sleep(POLL_S / 5)
             status = await command(self._engine, "status")
         await self._note_updates()
+        await command(self._engine, "release")
         return status
 
     async def _note_updates(self) -> None:
-        rows = [UpdateRecord(*row) for row in await command(self._engine, "drain_updates")]
-        if rows:
-            self._store.add_updates(self._job.id, rows)
+        self._unnoted += [UpdateRecord(*row) for row in await command(self._engine, "drain_updates")]
+        if self._unnoted:
+            self._store.add_updates(self._job.id, self._unnoted)  # when the database refuses, they are tried again
+            rows, self._unnoted = self._unnoted, []
             self._on_updates(rows)

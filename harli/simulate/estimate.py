@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from harli.records.schema import RunInfo
 from harli.simulate.devices import make_device
 from harli.simulate.metrics_log import is_metrics_log, read_metrics_log, reconstruct
@@ -42,6 +45,8 @@ class Estimate:
     """Both simulations of a log."""
 
     alone: RunInfo
+    alone_running: float
+    """Mean number of requests running with decode alone while there was one, to hold the logged one against."""
     beside: RunInfo
     gpu_hours_per_day: float
     """That a dedicated GPU of the same kind would need for the finetuning of a day."""
@@ -78,11 +83,23 @@ def estimate(
     beside = settings.model_copy(update={"workload": workload})
     alone = beside.model_copy(update={"policy": DECODE_ALONE, "params": {}})
     simulations = [_simulation(one, predictor, log.requests) for one in (alone, beside)]
-    alone_info, _ = simulations[0].measure(on_progress)
-    beside_info, _ = simulations[1].measure(lambda now_s: on_progress(log.duration_s + now_s))
+    alone_info, alone_running = _measured(simulations[0], on_progress)
+    beside_info, _ = _measured(simulations[1], lambda now_s: on_progress(log.duration_s + now_s))
     tokens_per_s = beside_info.summary["finetune/tokens_per_s"] or 0.0
     dedicated_tokens_per_s = simulations[1].device.predictor.finetune_alone_tokens_per_s
-    return Estimate(alone_info, beside_info, gpu_hours_per_day(tokens_per_s, dedicated_tokens_per_s))
+    return Estimate(alone_info, alone_running, beside_info, gpu_hours_per_day(tokens_per_s, dedicated_tokens_per_s))
+
+
+def running_mean(steps: pa.Table) -> float:
+    """Mean batch over the time in which requests run, as gauges show it; `decode/batch_mean` is one over steps."""
+    gap_ms, latency_ms, batch = (steps[name].to_numpy() for name in ("gap_ms", "latency_ms", "batch"))
+    return float(np.average(batch, weights=np.where(np.isnan(gap_ms), latency_ms, gap_ms)))
+
+
+def _measured(simulation: Simulation, on_progress: Callable[[float], None]) -> tuple[RunInfo, float]:
+    """Its record's description and ``running_mean``; the tables, which may be large, are gone."""
+    info, tables = simulation.measure(on_progress)
+    return info, running_mean(tables.steps)
 
 
 def _simulation(settings: SimulationSettings, predictor: Path | None, requests: Workload) -> Simulation:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from harli.records.reader import Record
 from harli.records.schema import RunInfo
+from harli.simulate.device import Device
 from harli.types import HarliError
 from harli.workload.base import Request, Workload
 
@@ -39,6 +40,16 @@ def recorded_workload(record: Record) -> Workload:
     if not requests:
         raise HarliError(f"the record {record.folder} has no requests to simulate")
     return Workload(record.folder.name, tuple(requests))
+
+
+def check_predictor(record: Record, device: Device) -> None:
+    """Raises HarliError when the run had another predictor than ``device``: its alias, or folder, has another now."""
+    used = record.info.predictor
+    if used is not None and used.data_sha256 != device.data_sha256:
+        raise HarliError(
+            f"{device.name} is no longer the predictor that {record.folder} was recorded with; give that one with "
+            f"--device: in MLflow its version has the tag data_sha256 {used.data_sha256[:12]}..."
+        )
 
 
 def kv_blocks(record: Record) -> int | None:

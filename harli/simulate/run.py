@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import PositiveInt
 
 from harli.config import RunSettings
@@ -102,11 +101,11 @@ class Simulation:
             writer.write(self._ended(status, writer))
         return self.info
 
-    def measure(self, on_progress: Callable[[float], None] = lambda elapsed_s: None) -> tuple[RunInfo, pa.Table]:
-        """Simulate without leaving a record; what it would have said, and its requests."""
+    def measure(self, on_progress: Callable[[float], None] = lambda elapsed_s: None) -> tuple[RunInfo, Tables]:
+        """Simulate without leaving a record; what that would hold."""
         tables = Tables()
         self._run(tables, on_progress)
-        return self._ended("finished", tables), tables.requests
+        return self._ended("finished", tables), tables
 
     def _run(self, tables: Tables, on_progress: Callable[[float], None]) -> None:
         for _ in self._engine.run(self.workload.requests, self._duration_s):

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harli.compare.score import ATTAINED, Row
+from harli.compare.score import Row
+from harli.compare.verdict import ATTAINED
+from harli.records.summary import Floats
 from harli.tracking.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from harli.tracking.publish import EXPERIMENT, publish
 from harli.tracking.store import open_store, reporting_failures
@@ -88,10 +90,10 @@ def _simulated(comparison: ComparisonFolder) -> bool:
 def _point(axes: Axes, row: Row, colour: str, marker: str) -> None:
     attained, tokens = (np.array(values) for values in zip(*row.points, strict=True))
     axes.plot(attained, tokens, linestyle="", marker=".", markersize=4, color=colour, alpha=0.6)
-    across, up = ([[values.mean() - values.min()], [values.max() - values.mean()]] for values in (attained, tokens))
+    means = float(attained.mean()), row.tokens_per_s
+    across, up = (_reach(values, mean) for values, mean in zip((attained, tokens), means, strict=True))
     axes.errorbar(
-        [attained.mean()],
-        [tokens.mean()],
+        *means,
         xerr=across,
         yerr=up,
         fmt=marker,
@@ -101,6 +103,11 @@ def _point(axes: Axes, row: Row, colour: str, marker: str) -> None:
         clip_on=False,
         label=f"{row.entrant}{'' if row.unharmed else ', harms decode'}",
     )
+
+
+def _reach(values: Floats, mean: float) -> Floats:
+    """From the mean down to the least value and up to the largest; rounding may have put it beyond them."""
+    return np.maximum([[mean - values.min()], [values.max() - mean]], 0.0)
 
 
 def _parent(client: Any, experiment_id: str, comparison: ComparisonFolder) -> str:

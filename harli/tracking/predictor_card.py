@@ -24,7 +24,7 @@ HEADINGS = (
 
 FOOTNOTE = (
     "errors are |predicted / measured - 1|; bound is its median ratio to the prediction; the noise floor knows every "
-    "operating point's median; intervals are over operating points"
+    "operating point's median; intervals are over groups"
 )
 
 

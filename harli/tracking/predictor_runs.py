@@ -20,7 +20,7 @@ from harli.tracking.predictor_figures import figures
 from harli.tracking.store import reporting_failures
 from harli.types import HarliError
 from predictor.artifact import Artifact
-from predictor.contest import Verdict
+from predictor.contest import Champion, Verdict
 from predictor.training import Rival, Trained
 
 if TYPE_CHECKING:
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 FOLDER = "model"
 """Where the run's artifacts have the version's folder."""
 POINTS = "points.json"
-"""Keys of the operating points that the version was fitted on, beside its artifact."""
+"""Ids of the groups that the version was fitted on, beside its artifact."""
 
 
-def load_champion(registry: Registry) -> tuple[Artifact | None, frozenset[str]]:
-    """The champion, if there is one, and the points that it was fitted on. Raises HarliError when it is damaged."""
+def load_champion(registry: Registry) -> Champion | None:
+    """The champion, if there is one. Raises HarliError when it is damaged."""
     champion = registry.champion()
     if champion is None:
-        return None, frozenset()
+        return None
     folder = registry.folder(champion.number)
     try:
-        points = json.loads((folder / POINTS).read_text(encoding="utf-8"))
-        return Artifact.load(folder / ARTIFACT), frozenset(map(str, points))
+        seen = json.loads((folder / POINTS).read_text(encoding="utf-8"))
+        return Champion(champion.number, Artifact.load(folder / ARTIFACT), frozenset(seen))
     except (HarliError, OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0].split(";")[0]
         raise HarliError(

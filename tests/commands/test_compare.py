@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 
 from harli.cli import main
+from harli.commands.comparison_view import print_scored
+from harli.compare.cell import SEPARATE, Entrant, Objective
 from harli.compare.plan import PlannedRun
-from harli.compare.results import ComparisonFolder
+from harli.compare.results import ComparisonFolder, Scored
 from harli.compare.run import EngineComparison
-from harli.compare.settings import ComparisonSettings
+from harli.compare.score import marks, score
+from harli.compare.settings import COMPARISON_FILE, ComparisonSettings
 from harli.config import RunSettings
 from harli.records.summary import METRICS
 from harli.tracking.publish import EXPERIMENT
 from harli.tracking.store import open_store
 from harli.types import Slo
+from tests.compare.builders import rounds, shown
 from tests.records.builders import small_run
 
 Command = Any
@@ -66,6 +70,10 @@ def harli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
         ),
         (["--resume", "nowhere"], "is not a comparison"),
         (["--resume", "nowhere", "--out", "here"], "leave out --config"),
+        (["--resume", "nowhere", "--simulate"], "gone on with has its own --simulate; leave it out"),
+        (["--resume", "nowhere", "--device", "h200/llama-3-8b"], "has its own --device"),
+        (["--resume", "nowhere", "--kv-blocks", "9"], "has its own --kv-blocks"),
+        (["--resume", "nowhere", "--noise", "0.1"], "has its own --noise"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -146,6 +154,59 @@ def test_loads_are_simulated_without_an_engine_each_in_a_folder_that_can_be_gone
     assert {run.data.tags.get("rounds") for run in client.search_runs([experiment])} == {None, "1", "2"}
 
 
+def test_a_complete_comparison_is_scored_again_from_its_records_alone(
+    harli: Command, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it was measured, and whatever has become of the predictor; a window of 10 s leaves out half of it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    file = complete / COMPARISON_FILE
+    content = json.loads(file.read_text())
+    assert content["windowed"] is True
+    content["settings"]["run"]["workload"] |= {"duration_s": 10.0, "trace": "gone.csv"}
+    file.write_text(json.dumps(content | {"menu": ["64/0", "32/32", "0/64"], "device": {}, "versions": {}}))
+    for planned in complete.glob("round-*/static*1-1*"):
+        planned.rename(planned.with_name(planned.name.replace("1-1", "32-32")))
+    before = {path: path.read_bytes() for path in complete.rglob("*") if path.is_file()}
+    code, out, err = harli("--resume", str(complete), "--json", "--rounds", "2")
+    assert code == 0, err
+    assert [row["finetune/tokens_per_s"] for row in json.loads(out)] == [pytest.approx(101.0)] * 3
+    assert {path: path.read_bytes() for path in complete.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"versions": {"vllm": "0.1"}}, "vllm 0.1 is not"), ({"device": {"kind": "cpu"}}, "device (kind cpu) is not")],
+)
+def test_more_rounds_are_not_measured_elsewhere(
+    harli: Command, complete: Path, changes: dict[str, Any], named: str
+) -> None:
+    file = complete / COMPARISON_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    code, _, err = harli("--resume", str(complete), "--rounds", "3")
+    assert code == 2
+    assert f"begun with another device or version: {named}" in err
+
+
+def test_a_measured_comparison_has_no_use_for_processes(harli: Command, complete: Path) -> None:
+    code, _, err = harli("--resume", str(complete), "--jobs", "2")
+    assert code == 2
+    assert "only a simulated comparison has a use for --jobs; leave it out" in err
+
+
+def test_the_table_marks_what_is_undecided(capsys: pytest.CaptureFixture[str]) -> None:
+    attained = ([1.0, 0.984, 0.992], [0.97, 0.971, 0.969])
+    qos, fixed = (rounds(*(shown(9.0, itl_attainment=one) for one in values)) for values in attained)
+    at = Objective(Slo(itl_ms=50.0))
+    runs = {SEPARATE: rounds(shown(), shown(), shown()), Entrant("qos"): qos, Entrant("stepwise"): fixed}
+    rows = score(at, runs, {})
+    print_scored(Scored(at, rows, marks(rows)), "")
+    table, *notes = capsys.readouterr().out.split("note: ")
+    assert [line.split()[-1] for line in table.splitlines()[2:]] == ["unharmed", "unharmed?", "harmed"]
+    assert "qos is undecided: its attainment less decode alone's is -0.80 points (-2.79 to +1.19), the limit -1.00" in (
+        " ".join(notes)
+    )
+
+
 def test_other_settings_do_not_go_on(harli: Command, complete: Path) -> None:
     code, _, err = harli("--resume", str(complete), "--rounds", "1")
     assert code == 2
@@ -167,6 +228,6 @@ def test_another_predictor_does_not_go_on(harli: Command, complete: Path) -> Non
     content = json.loads(file.read_text())
     content["predictor"] = {"source": "models:/harli-decode-latency@champion", "data_sha256": "abc", "correction": {}}
     file.write_text(json.dumps(content))
-    code, _, err = harli("--resume", str(complete))
+    code, _, err = harli("--resume", str(complete), "--rounds", "3")
     assert code == 2
     assert "round 2: separate ran with another predictor" in err

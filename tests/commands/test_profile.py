@@ -1,17 +1,26 @@
-"""``harli profile``: what it refuses before anything starts."""
+"""``harli profile``: what it refuses before anything starts, and Ctrl-C while the engine does."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harli.cli import main
+from harli.config import EngineSettings
+from harli.forecasting import identity
 from harli.records.profile import PROFILE_FILE, ProfileInfo
 from harli.types import UnitTime
 from profiling.folder import ProfileFolder
 from profiling.settings import ProfileSettings
+from tests.profiling.builders import make_plan
 
 
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
@@ -33,8 +42,8 @@ def interrupted(tmp_path: Path) -> Path:
     folder.write(
         ProfileInfo(
             profile_id="0" * 32, model="tiny", role="decode", menu=["2/0", "1/1", "0/2"], device={}, versions={},
-            settings=settings.model_dump(mode="json"), plan={}, started_at="2026-01-01T00:00:00+00:00",
-            status="interrupted", unit_times=(UnitTime("forward", 2, 256, 0, 4.0, 1.5, 2.0),),
+            settings=settings.model_dump(mode="json"), plan=make_plan().described, status="interrupted",
+            started_at="2026-01-01T00:00:00+00:00", unit_times=(UnitTime("forward", 2, 256, 0, 4.0, 1.5, 2.0),),
         )
     )  # fmt: skip
     return tmp_path / "profile"
@@ -44,7 +53,9 @@ def interrupted(tmp_path: Path) -> Path:
     ("arguments", "said"),
     [
         (["--budget-minutes", "0.01"], "--budget-minutes is too short"),
-        (["--budget-minutes", "nan"], "--budget-minutes"),
+        (["--budget-minutes", "nan"], "--budget-minutes: Input should be a finite number"),
+        (["--budget-minutes", "inf"], "--budget-minutes: Input should be a finite number"),
+        (["--kv-cache-gib", "inf"], "--kv-cache-gib: Input should be a finite number"),
         (["--shares", "5/9"], "no share '5/9' on this device"),
         (["--model", "no/folder/here"], "no/folder/here"),
         (["--microbatch-tokens", "1"], "--microbatch-tokens"),
@@ -74,6 +85,64 @@ def test_flags_that_contradict_a_resumed_profile(
         assert flag in line
         assert "leave it out to resume" in line
     assert (interrupted / PROFILE_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"device": {"kind": "abacus", "rods": 7}}, "device (kind abacus, rods 7) is not ("),
+        ({"versions": {"vllm": "0.0.1"}}, "vllm 0.0.1 is not "),
+        ({"role": "mixed"}, "role mixed is not decode"),
+    ],
+)
+def test_a_profile_of_something_else_is_not_resumed(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Path,
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    path = interrupted / PROFILE_FILE
+    content = json.loads(path.read_text()) | identity(EngineSettings(model="tiny"))
+    path.write_text(json.dumps(content | changes))
+    line = refused(capsys, monkeypatch, "--resume", str(interrupted))
+    assert f"cannot be gone on with here: {said}" in line
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_ctrl_c_while_the_engine_starts(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Path,
+    tmp_path: Path,
+    *,
+    resumed: bool,
+) -> None:
+    """A new profile leaves nothing; one that is gone on with stays."""
+
+    @asynccontextmanager
+    async def starting(settings: EngineSettings, log: Path) -> AsyncIterator[None]:
+        log.write_text("starting")
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(30.0)
+        yield
+
+    path = interrupted / PROFILE_FILE
+    content = json.loads(path.read_text()) | identity(EngineSettings(model="tiny"))
+    path.write_text(json.dumps(content | {"status": "running"}))  # as one that was killed says
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr("profiling.run.launched", starting)
+    new = ["--model", "tiny", "--out", str(tmp_path / "new")]
+    monkeypatch.setattr("sys.argv", ["harli", "profile", *(["--resume", str(interrupted)] if resumed else new)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert path.exists()
+    assert not (tmp_path / "new").exists()
+    assert resumed or said.splitlines()[-1] == "interrupted before anything was measured: there is no profile"
 
 
 def test_a_damaged_or_newer_profile_is_not_resumed(

@@ -129,6 +129,16 @@ def test_what_is_printed_for_people(here: Path) -> None:
     assert shown[-1] == f"version 1 of {MODEL} is the champion: the first champion"
 
 
+def test_whose_place_a_predictor_for_something_else_takes_is_printed(here: Path) -> None:
+    train()
+    write_plain(here / "others.parquet", DATA)
+    shown = harli("train-predictor", "others.parquet", "--trials", "1").splitlines()
+    assert shown[-1] == (
+        f"version 2 of {MODEL} is the champion: in place of version 1, without a contest, since that is for something "
+        "else: model steps is not others"
+    )
+
+
 def test_listing_promoting_and_rolling_back(here: Path) -> None:
     assert "run `harli train-predictor`" in failure(harli, "predictors")
     train()

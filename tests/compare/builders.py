@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harli.compare.score import ADMITTED, TOKENS, WAIT, Run
 from harli.compare.settings import ComparisonSettings
+from harli.compare.verdict import ADMITTED, TOKENS, WAIT, Run
 from harli.config import RunSettings, SloSettings
 from harli.records.summary import METRICS
 
@@ -13,6 +13,10 @@ from harli.records.summary import METRICS
 def comparison_settings(*policies: str, itl_ms: float | None = None, **changes: Any) -> ComparisonSettings:
     run = RunSettings(policy="separate", slo=SloSettings(itl_ms=itl_ms))
     return ComparisonSettings(policies=policies, **{"run": run, **changes})
+
+
+def rounds(*runs: Run) -> dict[int, Run]:
+    return dict(enumerate(runs, 1))
 
 
 def shown(tokens: float = 0.0, failure: str = "", **metrics: float | None) -> Run:

@@ -9,8 +9,8 @@ import pytest
 
 from harli.compare.cell import SEPARATE, Entrant, Group, Objective, groups
 from harli.compare.plan import PRUNING, PlannedRun, expected_s, planned_runs
-from harli.compare.score import Run
 from harli.compare.settings import ComparisonSettings
+from harli.compare.verdict import Run
 from harli.types import HarliError, Menu, Slo
 from tests.compare.builders import comparison_settings, shown
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harli.compare import cell, score
+from harli.compare import cell, verdict
 from harli.compare.base import Progress
 from harli.compare.plan import PlannedRun
 from harli.compare.results import ComparisonFolder
@@ -118,7 +118,9 @@ def test_policies_are_interleaved_on_the_same_requests_and_an_interrupted_compar
         assert rows["separate"].metrics["finetune/tokens_per_s"] == 0.0
         fixed, conserving = (row for name, row in rows.items() if name != "separate")
         assert all((row.metrics["finetune/tokens_per_s"] or 0.0) > 0.0 for row in (fixed, conserving))
-        assert all(row.gain is not None and row.gain >= -1.0 for row in (fixed, conserving))
+        gains = [row.gain for row in (fixed, conserving) if row.gain]
+        assert [gain.value is None for gain in gains] == [not gain.attainment.kept for gain in gains]
+        assert len(gains) == 2
     attained = [{row.entrant: row.attainment for row in one.rows} for one in (tight, loose)]
     assert all(attained[0][entrant] <= attained[1][entrant] for entrant in attained[0])
 
@@ -145,7 +147,7 @@ def test_a_short_pass_chooses_among_variants(
     monkeypatch.setattr(
         cell, "_variants", lambda name, menu: [[(("share", "2/0"),), (("share", "1/1"), ("work_conserving", True))]]
     )
-    monkeypatch.setattr(score, "SERVED", 0.1)  # in seconds, a few ms more or less would decide
+    monkeypatch.setattr(verdict, "SERVED", 0.1)  # in seconds, a few ms more or less would decide
     workload = WorkloadSettings(duration_s=3.0, requests_per_s=4.0)
     run = run_settings.model_copy(update={"slo": SloSettings(itl_ms=2000.0), "workload": workload})
     settings = ComparisonSettings(policies=("static",), rounds=1, prune_s=1.5, run=run)

@@ -1,4 +1,4 @@
-"""Rows from metrics: verdicts, means, intervals, rivals, marks."""
+"""Rows from metrics: means, intervals, rivals, gains, marks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harli.compare.cell import SEPARATE, Entrant, Objective
-from harli.compare.score import TOKENS, Run, gain_over_dedicated, judge, marks, rank, score
+from harli.compare.score import gain_over_dedicated, marks, score
+from harli.compare.verdict import TOKENS
 from harli.types import Slo
-from tests.compare.builders import shown
+from tests.compare.builders import rounds, shown
 
 SLO = Slo(itl_ms=100.0)
 AT = Objective(SLO, 1.25)
@@ -23,51 +24,6 @@ FIXED, CONSERVING = (
     Entrant("static", (("share", "1/1"), ("work_conserving", conserving)), slo_aware=False)
     for conserving in (False, True)
 )
-
-
-def rounds(*runs: Run) -> dict[int, Run]:
-    return dict(enumerate(runs, 1))
-
-
-@pytest.mark.parametrize(
-    ("ours", "alone", "keeps_slo", "waits", "reason"),
-    [
-        (shown(), shown(), True, False, ""),
-        (shown(itl_attainment=0.99), shown(), True, False, ""),
-        (shown(itl_attainment=0.989), shown(), False, False, "attains 98.9%, decode alone 100.0%"),
-        (shown(itl_attainment=0.946), shown(itl_attainment=0.95), True, False, ""),
-        (shown(itl_attainment=0.944), shown(itl_attainment=0.95), False, False, "attains 94.4%"),
-        (shown(itl_attainment=None), shown(), False, False, "attains nan%"),
-        (shown(admitted_per_s=1.985), shown(), True, False, ""),
-        (shown(admitted_per_s=1.9), shown(), True, True, "at 95.0% of decode alone's rate"),
-        (shown(admitted_per_s=9.0), shown(), True, False, ""),
-        (shown(queue_wait_p99_ms=149.0), shown(), True, False, ""),
-        (shown(queue_wait_p99_ms=151.0), shown(), True, True, "wait 151 ms at P99, decode alone 50 ms"),
-        (shown(queue_wait_p99_ms=2199.0), shown(queue_wait_p99_ms=2000.0), True, False, ""),
-        (shown(queue_wait_p99_ms=2201.0), shown(queue_wait_p99_ms=2000.0), True, True, "wait 2201 ms"),
-        (shown(requests_failed=1.0), shown(), True, False, "1 failed requests"),
-        (shown(failure="out of memory"), shown(), True, False, "out of memory"),
-    ],
-)
-def test_decode_is_unharmed_or_it_is_said_why_not(
-    ours: Run, alone: Run, keeps_slo: bool, waits: bool, reason: str
-) -> None:
-    verdict = judge(rounds(ours), rounds(alone), SLO)
-    assert (verdict.keeps_slo, verdict.waits) == (keeps_slo, waits)
-    assert bool(verdict.reason) == bool(reason)
-    assert reason in verdict.reason
-
-
-def test_only_rounds_that_both_have_count() -> None:
-    assert not judge({1: shown(), 2: shown(requests_failed=3.0)}, {1: shown()}, SLO).reason
-    assert "3 failed" in judge({1: shown(), 2: shown(requests_failed=3.0)}, rounds(shown(), shown()), SLO).reason
-
-
-def test_both_slos_have_to_be_kept() -> None:
-    both = Slo(itl_ms=100.0, tpot_ms=80.0)
-    run = shown(tpot_attainment=0.5)
-    assert run.attainment(both) == 0.5
-    assert not judge(rounds(run), rounds(shown(tpot_attainment=1.0)), both).keeps_slo
 
 
 def test_rows_have_means_intervals_and_the_ratio_to_the_best_unharmed_rival() -> None:
@@ -79,11 +35,12 @@ def test_rows_have_means_intervals_and_the_ratio_to_the_best_unharmed_rival() ->
         CONSERVING: rounds(*(shown(300.0, itl_attainment=0.5) for _ in range(3))),
         REACTIVE: rounds(*(shown(110.0, queue_wait_p99_ms=9000.0) for _ in range(3))),
     }
-    rows = {row.entrant: row for row in score(AT, runs, {QOS: 0.4})}
+    rows = {row.entrant: row for row in score(AT, runs, {})}
     assert list(rows) == [SEPARATE, CONSERVING, QOS, REACTIVE, FIXED]
     row = rows[QOS]
-    assert row.metrics[TOKENS] == pytest.approx(130.0)
-    assert (row.rival, row.gain) == (FIXED, 0.4)
+    assert row.metrics[TOKENS] == pytest.approx(stats.gmean(qos))
+    assert row.rival == FIXED
+    assert row.ratio == pytest.approx(stats.gmean(qos) / stats.gmean(fixed))
     logs = np.log(np.array(qos) / fixed)
     expected = stats.t.interval(0.95, 2, logs.mean(), stats.sem(logs))
     assert row.ratio == pytest.approx(math.exp(logs.mean()))
@@ -100,15 +57,34 @@ def test_one_round_has_no_interval_and_no_rival_no_ratio() -> None:
     assert (row.interval, row.rival, row.ratio, row.ratio_interval, row.gain) == (None, None, None, None, None)
 
 
-def test_a_policy_that_harvests_nothing_has_ratio_zero() -> None:
+def test_the_best_rival_is_the_one_with_the_largest_geometric_mean() -> None:
+    none, even, uneven = rounds(shown(), shown()), rounds(shown(50.0), shown(50.0)), rounds(shown(10.0), shown(100.0))
+    runs = {SEPARATE: none, QOS: rounds(shown(60.0), shown(60.0)), REACTIVE: even, FIXED: uneven}
+    rows = {row.entrant: row for row in score(AT, runs, {})}
+    assert list(rows) == [SEPARATE, QOS, REACTIVE, FIXED]
+    assert rows[QOS].rival == REACTIVE
+    assert rows[QOS].ratio == pytest.approx(1.2)
+    assert rows[FIXED].ratio == pytest.approx(1000.0**0.5 / 60.0)
+
+
+def test_a_round_without_an_update_makes_the_mean_zero_and_is_told() -> None:
     none, some = rounds(shown(), shown()), rounds(shown(), shown(6.0))
-    rows = {row.entrant: row for row in score(AT, {SEPARATE: none, QOS: none, FIXED: some}, {})}
-    assert (rows[QOS].ratio, rows[QOS].ratio_interval, rows[QOS].interval) == (0.0, None, None)
-    assert rows[FIXED].rival is None
-    rows = {
-        row.entrant: row for row in score(AT, {SEPARATE: none, QOS: rounds(shown(9.0), shown(9.0)), FIXED: some}, {})
-    }
-    assert (rows[QOS].ratio, rows[QOS].ratio_interval) == (3.0, None)  # a round without an update has no logarithm
+    rows = score(AT, {SEPARATE: none, QOS: rounds(shown(9.0), shown(9.0)), FIXED: some, REACTIVE: none}, {})
+    of = {row.entrant: row for row in rows}
+    for entrant in (FIXED, REACTIVE):
+        row = of[entrant]
+        assert (row.tokens_per_s, row.interval, row.rival) == (0.0, None, QOS)
+        assert (row.ratio, row.ratio_interval) == (0.0, None)
+    assert of[QOS].rival is None
+    assert marks(rows) == [f"{FIXED} finetuned nothing in 1 of 2 rounds, so that its mean is 0"]
+
+
+def test_an_oracle_is_held_against_in_geometric_means() -> None:
+    runs = {SEPARATE: rounds(shown(), shown()), QOS: rounds(shown(9.0), shown(40.0))}
+    runs[Entrant("oracle")] = rounds(shown(10.0), shown(90.0))
+    rows = {row.entrant: row for row in score(AT, runs, {})}
+    assert rows[QOS].of_oracle == pytest.approx(0.4**0.5)
+    assert rows[SEPARATE].of_oracle == 0.0
 
 
 def test_an_interrupted_comparison_scores_the_rounds_it_has() -> None:
@@ -123,9 +99,11 @@ def test_a_row_is_flat_json_with_the_names_of_a_run() -> None:
     runs = {SEPARATE: rounds(shown(), shown()), QOS: rounds(shown(10.0), shown(11.0)), REACTIVE: rounds(shown(5.0))}
     row = json.loads(json.dumps([row.as_json() for row in score(AT, runs, {})], allow_nan=False))[1]
     assert (row["policy"], row["slo_scale"], row["slo_itl_ms"], row["rounds"]) == ("qos", 1.25, 100.0, 2)
-    assert row["finetune/tokens_per_s"] == pytest.approx(10.5)
+    assert row["finetune/tokens_per_s"] == pytest.approx(110.0**0.5)
     assert row["finetune/tokens_per_s_vs_best_rival"] == pytest.approx(2.0)
-    assert row["finetune/gain_vs_dedicated"] is None
+    assert row["finetune/gain_vs_dedicated"] is row["finetune/gain_vs_dedicated_keeps_slo"] is None
+    assert (row["slo/attainment_vs_separate"], row["slo/attainment_vs_separate_interval"]) == (0.0, [0.0, 0.0])
+    assert (row["unharmed"], row["undecided"]) == (True, False)
     assert row["slo/itl_attainment"] == 1.0
     assert row["best_rival"] == "reactive low=0.5 high=0.8"
 
@@ -140,23 +118,33 @@ def test_marks_name_rivals_that_make_requests_wait_and_slos_that_no_split_keeps(
     assert marks(score(AT, {SEPARATE: rounds(shown()), FIXED: rounds(shown(9.0)), QOS: rounds(missing)}, {})) == []
 
 
-def test_variants_rank_by_harm_then_slo_then_tokens_or_attainment() -> None:
-    best_first = [
-        shown(20.0),
-        shown(10.0),
-        shown(90.0, queue_wait_p99_ms=5000.0),
-        shown(30.0, itl_attainment=0.9),
-        shown(99.0, itl_attainment=0.3),
-    ]
-    ranks = [rank(run, shown(), SLO) for run in best_first]
-    assert ranks == sorted(ranks, reverse=True)
+def gain(halves: list[float], alone: list[float]) -> float | None:
+    separate = rounds(shown(), shown())
+    found = gain_over_dedicated(rounds(*map(shown, halves)), rounds(*map(shown, alone)), separate, SLO)
+    return None if found is None else found.value
 
 
 def test_gain_over_dedicated() -> None:
-    assert gain_over_dedicated([80.0], [100.0]) == pytest.approx(0.6)
-    assert gain_over_dedicated([80.0, 60.0], [100.0, 100.0]) == pytest.approx(0.4)
-    assert gain_over_dedicated([50.0, 1.0], [100.0, 0.0]) == pytest.approx(0.0)
-    assert gain_over_dedicated([], []) is None
+    assert gain([80.0], [100.0]) == pytest.approx(0.6)
+    assert gain([80.0, 45.0], [100.0, 100.0]) == pytest.approx(0.2)
+    assert gain([50.0, 1.0], [100.0, 0.0]) == pytest.approx(0.0)
+    assert gain([0.0], [100.0]) == -1.0
+    assert gain([], []) is None
+
+
+def test_a_gain_without_the_slo_is_none_and_it_is_told_why() -> None:
+    alone, late = rounds(shown(100.0)), rounds(shown(90.0, itl_attainment=0.95))
+    runs = {SEPARATE: rounds(shown()), QOS: rounds(shown(60.0))}
+    missed = gain_over_dedicated(late, alone, runs[SEPARATE], SLO)
+    kept = gain_over_dedicated(late, alone, rounds(shown(itl_attainment=0.951)), SLO)
+    assert missed is not None
+    assert kept is not None
+    assert kept.value == pytest.approx(0.8)
+    rows = score(AT, runs, {QOS: missed})
+    row = rows[1].as_json()
+    assert (row["finetune/gain_vs_dedicated"], row["finetune/gain_vs_dedicated_keeps_slo"]) == (None, False)
+    (told,) = marks(rows)
+    assert told.startswith("qos has no gain over dedicated devices: with half of the requests it attains 95.0%, ")
 
 
 @settings(deadline=None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harli.compare.settings import COMPARISON_FILE, ComparisonInfo, check_same
+from harli.compare.settings import COMPARISON_FILE, ComparisonInfo, check_identity, check_same
 from harli.records.reader import read_info
 from harli.types import HarliError, Slo
 from tests.compare.builders import comparison_settings
@@ -59,3 +59,19 @@ def test_a_comparison_is_gone_on_with_under_its_own_settings_only(tmp_path: Path
         check_same(recorded, settings, ["4/0", "0/4"])
     with pytest.raises(HarliError, match="is not a comparison"):
         read_info(tmp_path / "elsewhere" / COMPARISON_FILE, ComparisonInfo)
+
+
+def test_what_was_measured_elsewhere_is_not_mixed_with_what_is_measured_here() -> None:
+    device, versions = {"kind": "cpu", "cores": 2}, {"vllm": "0.26", "torch": "2.9", "mlflow": "3.1"}
+    recorded = ComparisonInfo(
+        settings=comparison_settings("static", itl_ms=50.0),
+        menu=MENU,
+        device=device,
+        versions=versions,
+        started_at="2026-01-31T12:00:00+00:00",
+    )
+    check_identity(recorded, device, versions | {"mlflow": "3.2"})
+    with pytest.raises(HarliError, match=r"vllm 0\.26 is not 0\.27; begin a new one"):
+        check_identity(recorded, device, versions | {"vllm": "0.27"})
+    with pytest.raises(HarliError, match=r"cores 2\) is not \(kind cpu, cores 4"):
+        check_identity(recorded, device | {"cores": 4}, versions)

@@ -9,14 +9,17 @@ import pytest
 from rich.console import Console
 
 from harli.commands.tuning import tuned_settings
+from harli.compare import tune
 from harli.compare.cell import Entrant, groups
 from harli.compare.settings import ComparisonSettings, SimulatedDevice
+from harli.compare.simulated import SimulatedComparison
 from harli.compare.tune import Search, Tried, best
 from harli.config import RunSettings
+from harli.simulate.device import Device
 from harli.simulate.devices import USUAL
+from harli.simulate.run import Simulation, SimulationSettings
 from harli.types import Decision, DecodeState, FinetuneState, HarliError, Menu
 from harli.workload.base import Workload
-from harli.workload.make import make_workload
 from policies.base import Policy, PolicyContext, Range
 
 SLO_MS = 12.0
@@ -51,13 +54,8 @@ def comparison(**changes: Any) -> ComparisonSettings:
     return ComparisonSettings(policies=("separate",), run=run, simulation=device, **changes)
 
 
-def requests(settings: ComparisonSettings) -> Workload:
-    return make_workload(settings.run.workload, settings.run.engine.max_model_len)
-
-
 def search(policy: str = POLICY, **changes: Any) -> Search:
-    settings = comparison(**changes)
-    return Search(settings, policy, requests(settings))
+    return Search(comparison(**changes), policy)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +92,30 @@ def test_a_search_in_two_sittings_finds_the_same(tried: list[Tried], tmp_path: P
     assert search().run(4, storage=storage) == tried[:5]
     other = search(run={"slo": {"itl_ms": 5.0}}).run(1, storage=storage)
     assert other[1] != tried[1]
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_search_sees_neither_requests_nor_noise_of_any_round(
+    traced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, Workload]] = []
+
+    class Watched(Simulation):
+        def __init__(self, settings: SimulationSettings, device: Device, workload: Workload) -> None:
+            seen.append((settings.workload.seed, workload))
+            super().__init__(settings, device, workload)
+
+    monkeypatch.setattr(tune, "Simulation", Watched)
+    trace = tmp_path / "trace.csv"
+    rows = "".join(f"{place * 0.2},{20 + place},{5 + 3 * place}\n" for place in range(10))
+    trace.write_text(f"Timestamp,Request tokens,Response tokens\n{rows}")
+    workload = {"requests_per_s": 3.0, "duration_s": 3.0, "trace": trace if traced else None}
+    settings = comparison(run={"workload": workload}).model_copy(update={"policies": (POLICY,)})
+    Search(settings, POLICY).run(0)
+    confirmed = SimulatedComparison(settings)
+    known = [confirmed.round_workload(number).requests for number in range(1, 10)]
+    assert seen
+    assert all(seed not in range(10) and searched.requests not in known for seed, searched in seen)
 
 
 def test_what_was_found_takes_part_beside_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,20 @@ def test_it_saves_when_its_updates_are_done_and_waits_to_be_told(tmp_path: Path)
     names = [path.name for path in checkpoint.complete(tmp_path / "checkpoints")]
     assert names == ["update-000004", "update-000005"]
     assert (tmp_path / "adapter" / checkpoint.WEIGHTS).is_file()
+
+
+def test_a_job_that_has_ended_can_let_go_of_its_memory(tmp_path: Path) -> None:
+    trainer = start(tmp_path, updates=1)
+    wait_until(lambda: trainer.saved)
+    model = weakref.ref(trainer._job.model)
+    trainer.release()  # not yet: it has not been told to end
+    assert model() is not None
+    end(trainer)
+    trainer.release()
+    trainer.release()
+    gc.collect()
+    assert model() is None
+    assert (trainer.saved, trainer.preparing, len(trainer.updates)) == (True, False, 1)
 
 
 def test_finishing_in_the_middle_keeps_the_committed_updates(tmp_path: Path) -> None:

@@ -136,10 +136,13 @@ def test_the_prefix_cache_can_be_reset_and_lending_goes_on(engine: Any, lender: 
     assert lender.owned
 
 
-def test_a_loan_ends_when_its_borrower_has_let_go(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lender_module, "PATIENCE_S", 0.01)
+def test_a_loan_ends_when_its_borrower_has_let_go_and_nobody_waits_for_that(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lender = Lender(engine)
-    lender.open(0.9)
+    loan = lender.open(0.9)
+    assert loan is not None
+    monkeypatch.setattr(loan, "wait_vacated", None)  # to be called by nobody
     lender.idle(wanted=True)
     borrower = borrower_of(lender)
     borrower.claim(10)

@@ -22,7 +22,7 @@ from policies.reactive import Reactive
 from policies.separate import Separate
 from policies.static import Static
 from policies.stepwise import Stepwise
-from policies.testing import check
+from policies.testing import SLOS, check
 from policies.timeslice import Timeslice
 from policies.trial import MENU, random_states
 from policies.unmanaged import Unmanaged
@@ -45,12 +45,15 @@ class Broken(Policy):
 
     keeps_slo: ClassVar[bool] = True
     seen: ClassVar[list[int]] = []
+    made: ClassVar[int] = 0
 
     def __init__(self, context: PolicyContext, *, how: str = "") -> None:
         super().__init__(context)
         self.how, self.count = how, 0
         self.split, self.alone = Decision(context.menu.splits[0]), Decision(context.menu.decode_alone)
         self.last: DecodeState | None = None
+        Broken.made += 1
+        self.number = Broken.made
         if how == "construct":
             raise HarliError("one line")
 
@@ -85,10 +88,12 @@ class Broken(Policy):
         return self.alone
 
     def idle(self, finetune: FinetuneState) -> Share:
+        if self.how == "no idle":
+            return None  # type: ignore[return-value]
         return Share(9, 9) if self.how == "idle" else super().idle(finetune)
 
     def observe(self, step: StepRecord) -> None:
-        if self.how == "observe":
+        if self.how == "observe" or (self.how == "worn out" and self.number > 1 + len(SLOS)):
             raise KeyError(step.step)
 
 
@@ -98,6 +103,7 @@ class Broken(Policy):
         ("raise", "decides in every state: ZeroDivisionError: at a queue"),
         ("observe", "decides in every state: KeyError: 1"),
         ("foreign", "shares are on the menu and leave decode some: share 7/1 is not on the menu"),
+        ("no idle", "shares are on the menu and leave decode some: AttributeError: 'NoneType' object"),
         ("idle", "shares are on the menu and leave decode some: idle share 9/9 is not on the menu"),
         ("finetune alone", "shares are on the menu .* share 0/4 leaves a decode step nothing to run on"),
         ("nan", "windows are finite: a window of nan ms is not between 0 and 60000 ms"),
@@ -116,6 +122,18 @@ def test_a_broken_rule_is_found(how: str, failure: str) -> None:
     failures = check(Broken, {"how": how}).failures
     assert any(re.match(failure, line) for line in failures), failures
     assert all("\n" not in line for line in failures)
+
+
+def test_an_exception_in_a_rule_is_a_problem_of_that_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those after the first pass over the states see fresh instances."""
+    monkeypatch.setattr(Broken, "made", 0)
+    failures = check(Broken, {"how": "worn out"}).failures
+    assert [line.split(": ")[:2] for line in failures] == [
+        ["leaves states alone and keeps no reference", "KeyError"],
+        ["the same seed decides the same", "KeyError"],
+        ["instances are independent", "KeyError"],
+        ["decides fast", "KeyError"],
+    ]
 
 
 def test_the_intact_one_passes_and_a_refusal_stays_one_line() -> None:

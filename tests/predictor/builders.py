@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from harli.types import Menu, Share, UnitTime
 from predictor.base import Floats
 from predictor.dataset import Dataset, states
+from predictor.sources import GROUP_IDS
 
 MENU = Menu((Share(4, 0), Share(3, 1), Share(2, 2), Share(0, 4)))
 IDENTITY = {
@@ -41,7 +42,10 @@ def synthetic(
     shapes: Sequence[tuple[int, int]] = ((256, 0), (512, 2)),
     max_batch: int = 32,
 ) -> Dataset:
-    """``points`` operating points of ``steps`` rows, shares in turn, gaps ``truth_ms`` times lognormal noise."""
+    """``points`` operating points of ``steps`` rows, shares in turn, gaps ``truth_ms`` times lognormal noise.
+
+    Each point is a group of its own.
+    """
     rng = np.random.default_rng(seed)
     share = np.arange(points) % (len(menu.shares) - 1)
     batch = rng.integers(1, max_batch + 1, points)
@@ -64,7 +68,7 @@ def synthetic(
     return replace(
         data,
         point=each.astype(np.int64),
-        group=each.astype(np.int64),
+        group=np.random.default_rng((seed, points)).integers(0, GROUP_IDS, points)[each],
         repeats=np.ones(rows, dtype=bool),
         gap_ms=gap_ms,
         finetune_tokens=tokens,

@@ -19,6 +19,6 @@ def artifact(model: type[LatencyModel] = TwoStage, params: Params = ROUGH, menu:
     data, other = synthetic(120, 20, seed=1, menu=menu), synthetic(60, 20, seed=2, menu=menu)
     fitted = model.fit(data, params, 0)
     bounds = Bounds.calibrate(
-        fitted.predict(other), other.gap_ms, fitted.predict_solo(other), other.point, 0.99, 0, split=~other.solo
+        fitted.predict(other), other.gap_ms, fitted.predict_solo(other), other.group, 0.99, 0, split=~other.solo
     )
     return Artifact.of(fitted, bounds, data, {"corun_mape": 0.03})

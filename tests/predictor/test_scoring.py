@@ -1,4 +1,4 @@
-"""Scores by hand, and intervals that know that steps of one operating point resemble each other."""
+"""Scores by hand, and intervals that know that steps of one group resemble each other."""
 
 from __future__ import annotations
 
@@ -45,14 +45,28 @@ def test_rows_of_one_side_only_leave_the_other_without_errors():
     assert scores.solo == scores.all
 
 
-def test_intervals_are_over_points_not_rows():
-    """What whole points have in common makes the interval wider than the number of rows suggests."""
-    missed = DATA.point % 10 == 0
+def test_intervals_are_over_groups_not_points_or_rows():
+    """What whole groups have in common makes intervals wider than the numbers of points and rows suggest."""
+    grouped = replace(DATA, group=DATA.point // 3)
+    missed = grouped.group % 10 == 0
     bound_ms = np.where(missed, 0.0, np.inf)
-    scores = score(Judged(DATA, DATA.gap_ms, bound_ms), seed=0)
-    assert scores.coverage == pytest.approx(0.9)
-    by_rows = 1.96 * math.sqrt(0.9 * 0.1 / len(DATA))
-    assert scores.coverage_high - scores.coverage_low > 2 * 2 * by_rows
+    widths = []
+    for data in (grouped, DATA):
+        scores = score(Judged(data, data.gap_ms, bound_ms), seed=0)
+        assert scores.coverage == pytest.approx(0.9)
+        widths.append(scores.coverage_high - scores.coverage_low)
+    by_rows = 2 * 1.96 * math.sqrt(0.9 * 0.1 / len(DATA))
+    assert widths[0] > 1.4 * widths[1] > 2 * by_rows
+
+
+def test_a_difference_that_one_group_makes_is_not_significant():
+    """All of its points are better, but they were measured together."""
+    grouped = replace(DATA, group=np.maximum(0, DATA.point - 29))  # points 0 to 29 are one group
+    everything = np.ones(len(DATA), dtype=bool)
+    factor = np.where(grouped.group == 0, 1.2, 1.0)
+    assert difference(judged(factor=factor), judged(), everything, seed=0).significant
+    low = difference(judged(grouped, factor), judged(grouped), everything, seed=0).low
+    assert low <= 0.0
 
 
 def test_the_difference_is_paired_and_signed():

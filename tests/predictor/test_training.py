@@ -9,10 +9,11 @@ import pytest
 
 from harli.types import HarliError
 from predictor import training
-from predictor.contest import contest
+from predictor.bounds import Bounds
+from predictor.contest import Champion, contest
 from predictor.dataset import ROW_FIELDS
 from predictor.scoring import Difference, score
-from predictor.training import FOLDS, Trained, best_of, group_keys, train
+from predictor.training import FOLDS, Trained, best_of, train
 from predictor.tuning import Budget
 from tests.predictor.builders import IDENTITY, synthetic
 
@@ -34,8 +35,13 @@ def few() -> Trained:
     return trained(FEW)
 
 
-def keys(data) -> set[str]:
-    return set(group_keys(data).values())
+def groups(data) -> set[int]:
+    return set(data.group.tolist())
+
+
+def champion(of: Trained, **changes) -> Champion:
+    """The version 7 that ``of`` would have been."""
+    return replace(Champion(7, of.artifact, of.seen), **changes)
 
 
 def same(one: Trained, other: Trained) -> bool:
@@ -50,25 +56,25 @@ def same(one: Trained, other: Trained) -> bool:
 
 
 def test_held_out_points_are_neither_fitted_nor_tuned_on(many):
-    judged = keys(many.winner.judged.data)
+    judged = groups(many.winner.judged.data)
     assert many.held_out
-    assert judged | many.seen == keys(DATA)
+    assert judged | many.seen == groups(DATA)
     assert judged.isdisjoint(many.seen)
     assert 0.1 < len(judged) / 150 < 0.3
 
 
 def test_what_is_held_out_stays_so_with_more_data_and_any_seed(many):
     shifted = synthetic(80, 10, seed=9)
-    shifted = replace(shifted, point=shifted.point + 1000, group=shifted.group + 1000)
+    shifted = replace(shifted, point=shifted.point + 1000)
     both = {name: np.concatenate([getattr(shifted, name), getattr(DATA, name)]) for name in ROW_FIELDS}
     more = trained(replace(DATA, **both, sha256="both"), trials=1, seed=5)
-    assert keys(many.winner.judged.data) < keys(more.winner.judged.data)
+    assert groups(many.winner.judged.data) < groups(more.winner.judged.data)
     assert many.seen < more.seen
 
 
 def test_with_few_points_each_is_judged_by_a_model_that_had_not_seen_it(few):
     assert not few.held_out
-    assert few.seen == keys(FEW)
+    assert few.seen == groups(FEW)
     assert len(few.winner.judged.data) == len(FEW)
     fitted = few.artifact.model.predict(FEW)
     assert not np.allclose(fitted, few.rivals[0].judged.predicted_ms)
@@ -92,6 +98,24 @@ def test_a_group_is_held_out_as_a_whole():
     fit, held = training._hold_out(DATA)
     assert len(held)
     assert set(DATA.group[fit]).isdisjoint(DATA.group[held])
+
+
+def test_bounds_are_calibrated_on_groups(monkeypatch):
+    """Points of a group share its seconds and its state, so they are no evidence of their own."""
+    grouped, used = replace(FEW, group=FEW.point // 3), set()
+    calibrate = Bounds.calibrate.__func__  # type: ignore[attr-defined]
+
+    def spy(cls, predicted, actual, load, group, *others, **named):
+        used.update(group.tolist())
+        return calibrate(cls, predicted, actual, load, group, *others, **named)
+
+    monkeypatch.setattr(Bounds, "calibrate", classmethod(spy))
+    trained(grouped, trials=1)
+    assert used == groups(grouped)
+
+
+def test_five_groups_are_enough():
+    assert trained(replace(FEW, group=FEW.point % 15 // 3), trials=1).rivals
 
 
 def test_the_same_data_and_seed_give_the_same(many, few):
@@ -151,44 +175,54 @@ def test_scores_of_the_artifact_are_finite_or_none(many):
 
 
 def test_the_first_sound_version_is_champion(many):
-    assert contest(many, None, frozenset()).champion
+    assert contest(many, None).champion
 
 
 def test_a_version_that_learnt_nothing_is_not_champion(many):
     constant = replace(many, winner=many.rivals[-1])
-    verdict = contest(constant, None, frozenset())
+    verdict = contest(constant, None)
     assert not verdict.champion
     assert "nothing about load" in verdict.reason
 
 
 def test_a_bound_that_does_not_hold_is_not_champion(many):
     scores = replace(many.winner.scores, coverage=0.8)
-    verdict = contest(replace(many, winner=replace(many.winner, scores=scores)), None, frozenset())
+    verdict = contest(replace(many, winner=replace(many.winner, scores=scores)), None)
     assert not verdict.champion
     assert "covers 80.0% of new gaps, not 90%" in verdict.reason
 
 
 def test_the_champion_stays_unless_the_new_version_is_better_on_fresh_points(many):
-    again = contest(many, many.artifact, many.seen)
+    again = contest(many, champion(many))
     assert not again.champion
     assert "no better than the champion" in again.reason
-    assert f"on {len(keys(many.winner.judged.data))} fresh groups" in again.reason
+    assert f"on {len(groups(many.winner.judged.data))} fresh groups" in again.reason
     worse = replace(many.artifact.model, solo_base=many.artifact.model.solo_base * 1.2)
-    better = contest(many, replace(many.artifact, model=worse), many.seen)
+    better = contest(many, champion(many, artifact=replace(many.artifact, model=worse)))
     assert better.champion
     assert "better than the champion" in better.reason
 
 
 def test_points_that_the_champion_has_seen_do_not_judge(few):
-    verdict = contest(few, few.artifact, few.seen)
+    verdict = contest(few, champion(few))
     assert not verdict.champion
     assert "only 0 groups of steps are new to both" in verdict.reason
     fresh = frozenset(sorted(few.seen)[:20])
-    assert "fresh groups" in contest(few, few.artifact, fresh).reason
+    assert "fresh groups" in contest(few, champion(few, seen=fresh)).reason
+
+
+def test_points_of_a_few_fresh_groups_are_too_few_however_many_they_are(few):
+    """The last three groups have five points of decode alone and ten of splits."""
+    judged = replace(few.winner.judged, data=replace(FEW, group=FEW.point // 6))
+    verdict = contest(replace(few, winner=replace(few.winner, judged=judged)), champion(few, seen=frozenset(range(5))))
+    assert "only 3 groups of steps are new to both" in verdict.reason
 
 
 def test_a_champion_of_something_else_is_no_rival(many):
-    other = replace(many.artifact, identity={**IDENTITY, "model": "another/model-7B"})
-    verdict = contest(many, other, many.seen)
+    other = replace(many.artifact, identity={**IDENTITY, "model": "another/model-7B", "role": "mixed"})
+    verdict = contest(many, champion(many, artifact=other))
     assert verdict.champion
-    assert "model another/model-7B is not some/model-24M" in verdict.reason
+    assert verdict.reason == (
+        "in place of version 7, without a contest, since that is for something else: "
+        "model another/model-7B is not some/model-24M; role mixed is not decode"
+    )

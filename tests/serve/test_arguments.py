@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from harli.config import EngineSettings, RunSettings, SloSettings
-from harli.serve.arguments import server_arguments, take_keys
+from harli.config import EngineSettings, FinetuneSettings, LoraSettings, RunSettings, SloSettings
+from harli.serve.arguments import KEPT_ADAPTERS, server_arguments, take_keys
 from harli.types import HarliError
 
 SETTINGS = RunSettings(
@@ -50,6 +50,20 @@ def test_what_does_not_work_is_named_in_one_line(flags: list[str], named: str) -
     with pytest.raises(HarliError, match=named) as refused:
         parse(*flags)
     assert "\n" not in str(refused.value)
+
+
+def test_a_default_rank_that_is_not_served_is_refused_before_anything_is_trained() -> None:
+    lora = LoraSettings(rank=32)
+    settings = SETTINGS.model_copy(update={"finetune": FinetuneSettings(lora=lora)})
+    with pytest.raises(HarliError, match="rank 32 by default, and --max-lora-rank 16"):
+        server_arguments(settings, None, [])
+    assert server_arguments(settings, None, ["--max-lora-rank", "32"]).max_lora_rank == 32
+
+
+def test_more_adapters_are_kept_in_memory_than_fit_a_step() -> None:
+    assert parse().max_cpu_loras == KEPT_ADAPTERS
+    assert parse("--max-loras", "100").max_cpu_loras == 100
+    assert parse("--max-cpu-loras", "5").max_cpu_loras == 5
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "example.org"])

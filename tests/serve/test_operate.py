@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from harli.records.reader import read_record
+from harli.records.reader import Record, read_record
 from tests.serve.server_process import KEY, Server, sums
 from tests.serve.test_server import MANY, complete_text, create, updates, upload
 
@@ -131,11 +131,17 @@ def test_what_was_served_under_one_objective_is_a_record_of_its_own(server: Serv
     complete_text(server, "tiny", tokens=8)
     until(lambda: get(server)["share"] == "idle")
     put(server, "slo", {"tpot_ms": 500.0})
-    folders = sorted((server.state / "records").iterdir())
-    records = [read_record(folder) for folder in folders]
-    assert [(record.info.status, record.info.role) for record in records] == [("finished", "mixed")] * len(records)
-    slos = [(record.info.slo.itl_ms, record.info.slo.tpot_ms) for record in records]
-    assert slos[-2:] == [(0.001, None), (60_000.0, 60_000.0)]
+
+    def finished() -> list[Record]:
+        found = [read_record(folder) for folder in sorted((server.state / "records").iterdir())]
+        return [record for record in found if record.info.status == "finished"]
+
+    def objectives() -> list[tuple[float | None, float | None]]:
+        return [(record.info.slo.itl_ms, record.info.slo.tpot_ms) for record in finished()]
+
+    until(lambda: objectives()[-2:] == [(0.001, None), (60_000.0, 60_000.0)])  # written beside the server
+    records = finished()
+    assert {record.info.role for record in records} == {"mixed"}
     assert all(len(record.steps) for record in records)
     assert sum(len(record.updates) for record in records) > 0
     assert records[-1].steps["time_s"][0].as_py() == 0.0

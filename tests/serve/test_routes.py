@@ -171,6 +171,31 @@ def test_an_impossible_job_is_refused(client: Client, store: Store, change: dict
     assert store.count_unfinished() == 0
 
 
+def test_what_openais_client_may_leave_empty_is_accepted(client: Client) -> None:
+    job = client.create(seed=None, integrations=[], method={"type": "supervised"}, hyperparameters={"n_epochs": 7})
+    assert (job.status_code, job.json()["seed"]) == (200, 0)
+    assert job.json()["method"]["supervised"]["hyperparameters"]["n_epochs"] == 7
+
+
+def test_a_job_that_is_cancelled_before_its_turn_leaves_nothing_on_disk(
+    client: Client, store: Store, tmp_path: Path
+) -> None:
+    job = client.create().json()["id"]
+    store.move(job, Status.QUEUED)
+    folder = tmp_path / "jobs" / job
+    folder.mkdir(parents=True)
+    (folder / "training.jsonl").write_bytes(sums(10))
+    client("POST", f"/v1/fine_tuning/jobs/{job}/cancel")
+    assert not folder.exists()
+
+
+def test_a_file_that_no_row_knows_is_dropped_at_the_start(client: Client, store: Store, tmp_path: Path) -> None:
+    file = client.upload(sums(10)).json()["id"]
+    (tmp_path / "files" / "file-unknown").write_bytes(sums(10))
+    FileFolder(tmp_path / "files", store)
+    assert kept(tmp_path) == [file]
+
+
 def test_every_route_but_probes_wants_a_key() -> None:
     app = FastAPI()
     app.add_api_route("/health", lambda: "well")
@@ -180,3 +205,4 @@ def test_every_route_but_probes_wants_a_key() -> None:
     for given, status in (("Bearer first", 200), ("bearer second", 200), ("Bearer third", 401), ("first", 401)):
         assert guarded("GET", "/v1/models", headers={"Authorization": given}).status_code == status
     assert guarded("GET", "/v1/models").status_code == 401
+    assert guarded("OPTIONS", "/v1/models").status_code == 405  # a browser's preflight, which the app answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from typer.testing import CliRunner, Result
 
 from harli.commands.estimate import estimate
 from harli.records.reader import Record, read_record
+from harli.records.schema import STEPS
 from harli.simulate.devices import USUAL, make_device
+from harli.simulate.estimate import running_mean
 from harli.simulate.metrics_log import COLUMNS
 from harli.simulate.run import Simulation, SimulationSettings
 from harli.types import HarliError
 from harli.workload.base import Request, Workload
+from tests.records.builders import STEP
 
 KV_BLOCKS = 47_000
 
@@ -96,7 +100,14 @@ def test_metrics_say_about_what_their_requests_do(app: typer.Typer, tmp_path: Pa
         ("finetune/tokens_per_s", 0.05),
     ):
         assert beside[name] == pytest.approx(measured[name], rel=within), name
+    assert found["decode_alone_running_mean"] == pytest.approx(found["log_running_mean"], rel=0.1)
     assert found["log_running_mean"] == pytest.approx(measured["decode/batch_mean"], rel=0.2)
+
+
+def test_a_running_mean_is_over_time_as_that_of_a_log_is() -> None:
+    """Steps of a larger batch take longer; after idling there is no gap, so the step counts."""
+    steps = [STEP._replace(batch=1, gap_ms=math.nan, latency_ms=10.0), STEP._replace(batch=3, gap_ms=30.0)]
+    assert running_mean(STEPS.table(steps)) == pytest.approx((1 * 10.0 + 3 * 30.0) / 40.0)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from harli.compare.cell import groups
-from harli.compare.results import admitted_per_s
-from harli.compare.score import ADMITTED, TOKENS, Run, judge
+from harli.compare.results import compared
+from harli.compare.verdict import TOKENS, Run, judge
 from harli.config import FinetuneSettings
 from harli.simulate.device import Noise
 from harli.simulate.finetune import UnitClock
@@ -71,8 +71,8 @@ def test_forecasts_come_true_and_every_step_keeps_its_budget() -> None:
     chosen = settings(policy="oracle", params={"price": 0.0}, slo={"itl_ms": 40.0}, noise={"sigma": 0.1})
     workload = make_workload(chosen.workload, 256)
     simulation = Simulation(chosen, device(chosen.noise, FINETUNE), workload)
-    info, requests = simulation.measure()
-    gaps = [gap for row in requests["itl_ms"].to_pylist() for gap in row]
+    info, tables = simulation.measure()
+    gaps = [gap for row in tables.requests["itl_ms"].to_pylist() for gap in row]
     assert info.finetune.state == "finished"
     assert max(gaps) <= 40.0 + 1e-6
     assert np.percentile(gaps, 90) > 39.0  # and uses it up
@@ -91,8 +91,8 @@ def test_nobody_who_leaves_decode_unharmed_earns_more(requests_per_s: float, itl
             workload={"requests_per_s": requests_per_s, "duration_s": 60.0},
         )
         workload = make_workload(chosen.workload, 256)
-        info, requests = Simulation(chosen, device(chosen.noise, chosen.finetune), workload).measure()
-        return Run(info.summary | {ADMITTED: admitted_per_s(requests)}, info.finetune.reason)
+        info, tables = Simulation(chosen, device(chosen.noise, chosen.finetune), workload).measure()
+        return Run(compared(info.summary, tables.requests, tables.updates, 60.0), info.finetune.reason)
 
     separate = run("separate")
 

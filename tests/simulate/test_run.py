@@ -141,6 +141,19 @@ def test_the_command_leaves_a_record_and_compares(app: typer.Typer) -> None:
     assert (info.policy, info.policy_params, info.slo.itl_ms) == ("separate", {}, 9.0)
 
 
+def test_a_record_of_another_predictor_is_not_simulated_on_this_one(app: typer.Typer) -> None:
+    assert invoke(app, "--policy", "separate", "--duration", "5", "--out", "one").exit_code == 0
+    content = json.loads(Path("one", "run.json").read_text())
+    content["predictor"]["data_sha256"] = "0123456789abcdef"
+    Path("one", "run.json").write_text(json.dumps(content))
+    refused = invoke(app, "--like", "one", "--out", "two")
+    assert isinstance(refused.exception, HarliError)
+    assert "h200/llama-3-8b is no longer the predictor that one was recorded with" in str(refused.exception)
+    assert "data_sha256 0123456789ab" in str(refused.exception)
+    assert not Path("two").exists()
+    assert invoke(app, "--like", "one", "--device", "h200/llama-3-8b", "--out", "two").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -148,6 +161,11 @@ def test_the_command_leaves_a_record_and_compares(app: typer.Typer) -> None:
         (["--policy", "statics"], "static"),
         (["--policy", "static", "--param", "share"], "key=value"),
         (["--policy", "static", "--noise", "-1"], "noise"),
+        (["--policy", "static", "--duration", "inf"], "workload.duration_s: input should be a finite number"),
+        (
+            ["--policy", "static", "--trace", "requests.csv", "--requests-per-s", "2"],
+            "--requests-per-s is for generated",
+        ),
         (["--policy", "static", "--kv-blocks", "100"], "--kv-blocks"),
         (["--duration", "5"], "policy"),
         (["--like", "nowhere"], "nowhere"),

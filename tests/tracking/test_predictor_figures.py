@@ -67,7 +67,7 @@ def test_pyplot_stays_out_of_it(drawn):
 
 
 def test_the_card_says_what_it_was_trained_on_and_how_good_it_is(trained):
-    verdict = contest(trained, None, frozenset())
+    verdict = contest(trained, None)
     text = card(trained, verdict, ["profile-1", "run-2"], seed=7)
     assert "# Decode latency of some/model-24M" in text
     assert "profile-1, run-2 (SHA-256 synthetic-120-10" in text
