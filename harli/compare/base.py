@@ -137,5 +137,4 @@ class Comparison(ABC):
             device=self.device(),
             versions=versions(),
             started_at=datetime.now(UTC).isoformat(),
-            windowed=True,
         )

@@ -70,8 +70,6 @@ class ComparisonFolder:
                 record.steps, record.requests, record.updates, slo=slo, duration_s=record.info.duration_s
             )
             metrics = compared(summary, record.requests, record.updates, planned_s(self.info.settings, planned))
-            if planned.round == PRUNING and not self.info.windowed:
-                metrics[TOKENS] = summary[TOKENS]
             failure = record.info.finetune.reason if record.info.finetune.state == "failed" else ""
             self._runs[key] = Run(metrics, failure)
         return self._runs[key]

@@ -112,9 +112,6 @@ class ComparisonInfo(Info):
     versions: dict[str, str]
     started_at: str
     """ISO 8601, UTC."""
-    windowed: bool = False
-    """Variants are chosen by what they finetune within the window that all have in common; those of comparisons from
-    before there was one were chosen by whole runs, and stay."""
 
 
 def check_same(recorded: ComparisonInfo, settings: ComparisonSettings, menu: Sequence[str]) -> None:

@@ -161,7 +161,6 @@ def test_a_complete_comparison_is_scored_again_from_its_records_alone(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     file = complete / COMPARISON_FILE
     content = json.loads(file.read_text())
-    assert content["windowed"] is True
     content["settings"]["run"]["workload"] |= {"duration_s": 10.0, "trace": "gone.csv"}
     file.write_text(json.dumps(content | {"menu": ["64/0", "32/32", "0/64"], "device": {}, "versions": {}}))
     for planned in complete.glob("round-*/static*1-1*"):

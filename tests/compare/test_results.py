@@ -22,7 +22,7 @@ WINDOW_S = 10.0
 TWO_CORES, FOUR_CORES = ["2/0", "1/1", "0/2"], ["4/0", "3/1", "2/2", "1/3", "0/4"]
 
 
-def comparison(folder: Path, menu: list[str], *, windowed: bool = True, **changes: Any) -> ComparisonFolder:
+def comparison(folder: Path, menu: list[str], **changes: Any) -> ComparisonFolder:
     """One of `static` that has but its first run, decode alone."""
     run = RunSettings(policy="separate", slo=SloSettings(itl_ms=30.0), workload=WorkloadSettings(duration_s=WINDOW_S))
     info = ComparisonInfo(
@@ -31,10 +31,9 @@ def comparison(folder: Path, menu: list[str], *, windowed: bool = True, **change
         device={"kind": "cpu"},
         versions={},
         started_at="2026-01-31T12:00:00+00:00",
-        windowed=windowed,
     )
     folder.mkdir()
-    (folder / COMPARISON_FILE).write_text(info.model_dump_json(exclude=None if windowed else {"windowed"}))
+    (folder / COMPARISON_FILE).write_text(info.model_dump_json())
     record(folder / PlannedRun(1, SEPARATE).folder, [])
     return ComparisonFolder(folder)
 
@@ -81,18 +80,15 @@ def test_gains_are_over_the_window_too_and_only_while_the_half_keeps_the_slo(
     assert sum("no gain over dedicated" in mark for mark in scored.marks) == (2 if gain is None else 0)
 
 
-@pytest.mark.parametrize(("windowed", "chosen"), [(True, "3/1"), (False, "2/2")])
-def test_variants_are_chosen_within_the_window_but_a_choice_of_before_stays(
-    tmp_path: Path, windowed: bool, chosen: str
-) -> None:
-    before = comparison(tmp_path / "one", FOUR_CORES, windowed=windowed)
+def test_variants_are_chosen_within_the_window(tmp_path: Path) -> None:
+    before = comparison(tmp_path / "one", FOUR_CORES)
     for planned in before.planned()[1:]:
         share = dict(planned.entrant.params).get("share")
         committed_s = {"3/1": [1.0, 2.0, 3.0], "2/2": [4.0, 8.0, *(12.0 + n for n in range(6))]}.get(str(share), [])
         record(before.folder / planned.folder, committed_s, duration_s=20.0 if share == "2/2" else 10.0)
     runs = [run for run in ComparisonFolder(before.folder).planned() if run.round == 1]
     wanted = [
-        Entrant("static", (("share", chosen), ("work_conserving", conserving)), slo_aware=False)
+        Entrant("static", (("share", "3/1"), ("work_conserving", conserving)), slo_aware=False)
         for conserving in (False, True)
     ]
     assert {run for run in runs if run.entrant.params} == {PlannedRun(1, entrant) for entrant in wanted}
