@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harli.serve.jobs import Job
 from harli.serve.vllm_server import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from harli.types import HarliError
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 
 class Adapters:
@@ -16,6 +19,7 @@ class Adapters:
     def __init__(self, models: Any) -> None:
         """``models``: vLLM's ``OpenAIServingModels``."""
         self._models = models
+        self._engine: AsyncLLM = models.engine_client
 
     async def load(self, name: str, folder: Path) -> None:
         """Serve the adapter in ``folder`` as ``name``; what is served already goes on. Raises HarliError."""
@@ -29,9 +33,12 @@ class Adapters:
 
     async def unload(self, name: str) -> None:
         """Serve ``name`` no more; requests that run end as they began. Raises HarliError if it is not served."""
+        served = self._models.lora_requests.get(name)
         result = await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
         if not isinstance(result, str):
             raise HarliError(result.error.message)
+        if served is not None:  # vLLM takes it from its list only; requests that run read it again from its folder
+            await self._engine.remove_lora(served.lora_int_id)
 
 
 def model_name(job: Job) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, HTTPException
@@ -15,7 +12,7 @@ from harli.serve.http import bad_request
 from harli.serve.store import Store
 
 
-def models_router(adapters: Adapters, store: Store, jobs_folder: Path) -> APIRouter:
+def models_router(adapters: Adapters, store: Store) -> APIRouter:
     router = APIRouter(prefix="/v1/models")
 
     @router.delete("/{model:path}")
@@ -27,7 +24,6 @@ def models_router(adapters: Adapters, store: Store, jobs_folder: Path) -> APIRou
             with bad_request():
                 await adapters.unload(model)
         store.forget_model(job.id)
-        await asyncio.to_thread(shutil.rmtree, jobs_folder / job.id, ignore_errors=True)
         return {"id": model, "object": "model", "deleted": True}
 
     return router

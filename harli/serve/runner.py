@@ -76,6 +76,8 @@ class JobRunner:
         for job in self._store.jobs_in(Status.SUCCEEDED):
             if job.model:
                 await self._serve_again(job.id, job.model)
+            else:  # deleted; requests that ran then may have needed the folder
+                self._remove_folder(job)
         for job in self._store.jobs_in(Status.RUNNING):  # the server was killed: perhaps by what the job did at once
             if job.updates_done == job.turn_began:
                 self._store.note_death(job.id)

@@ -92,7 +92,7 @@ async def serve(
             )
             app.include_router(files_router(files, store, MAX_FILE_BYTES))
             app.include_router(jobs_router(store, state / JOBS, base_model, arguments.max_lora_rank))
-            app.include_router(models_router(adapters, store, state / JOBS))
+            app.include_router(models_router(adapters, store))
             app.include_router(operate_router(monitor))
             app.include_router(health_router(monitor))
             if keys:

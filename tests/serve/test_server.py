@@ -209,7 +209,11 @@ def test_a_killed_server_goes_on_where_it_was(server: Server, tuned: Any) -> Non
 
 
 def test_an_adapter_can_be_taken_away(server: Server, tuned: Any) -> None:
+    ask = {"model": tuned.fine_tuned_model, "prompt": PROMPT, "max_tokens": 200, "temperature": 0.0}
+    running = server.client.completions.create(**ask, stream=True, extra_body={"ignore_eos": True})
+    next(running)
     assert server.client.models.delete(tuned.fine_tuned_model).deleted
+    assert list(running)[-1].choices[0].finish_reason == "length"  # what runs ends as it began
     assert tuned.fine_tuned_model not in [model.id for model in server.client.models.list()]
     with pytest.raises(openai.NotFoundError):
         complete_text(server, tuned.fine_tuned_model)
