@@ -93,7 +93,10 @@ class Lending(RuleBasedStateMachine):
 
     @rule()
     def next_job(self) -> None:
-        assert self.lender.close()
+        if not self.lender.close():  # the job before holds some of it, and the engine's thread does not wait for that
+            assert self.lender.open(0.9) is None
+            self.borrower.between_units()
+            assert self.lender.close()
         loan = self.lender.open(0.9)
         assert loan is not None
         loan.wait_vacated = self._unit_ends  # type: ignore[method-assign]
@@ -161,5 +164,5 @@ def test_ten_thousand_random_operations_leave_the_pool_sound() -> None:
     assert claimed > 300
     assert taken > 1000
     assert machine.sent > 1000
-    assert machine.lender.close()
+    machine.next_job()
     assert machine.lender.owned == 0
