@@ -1,10 +1,9 @@
 """Does a policy find its way back when another process takes a core in the middle of a run?
 
 A fixed batch decodes with finetuning beside it while, every other span of steps, a process of no use keeps one core
-busy. Decode alone goes through the same. A policy is back when of ``BACK`` steps in a row at most
-``LATE`` are late.
+busy. Decode alone goes through the same. A policy is back when of ``BACK`` steps in a row at most ``LATE`` are late.
 
-    python benchmarks/disturbed.py --predictor models:/harli-decode-latency@champion --slo-itl-ms 120
+    python benchmarks/disturbed.py --predictor models:/harli-decode-latency@champion --slo-itl-ms 200
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ class Monitor:
 
     def _write(self) -> None:
         self._written_s = time.monotonic()
-        if self._steps:  # updates are written with the steps after them
+        if self._steps:  # updates wait for the steps after them; there may be none at the end
             steps, updates = self._steps, self._updates
             self._steps, self._updates = [], []
             self._record(self._recorder.write, steps, updates)

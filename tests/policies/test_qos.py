@@ -119,6 +119,15 @@ def test_a_late_request_has_the_device_to_itself() -> None:
     assert policy.decide(state(slack_ms=-5.0), READY) == ALONE
 
 
+def test_a_late_step_where_none_was_expected_says_nothing_about_those_that_are() -> None:
+    policy, _ = make(Slo(itl_ms=300.0))
+    policy.decide(state(waiting=1), READY)  # decode alone, though its bound fits
+    values: dict[str, Any] = dict.fromkeys(StepRecord._fields, 0.0) | {"batch": 4, "gap_ms": 400.0}
+    for _ in range(50):
+        policy.observe(StepRecord(**values))
+    assert policy._meter.load().lateness == 1.0
+
+
 def test_prefill_has_no_window() -> None:
     policy, _ = make(Slo(itl_ms=300.0))
     assert policy.decide(state(batch=1), READY).exclusive_ms > 0.0
