@@ -160,6 +160,7 @@ class Control:
         session, trainer = self._session, self._session.trainer
         predictor = session.controller.predictor if session.controller else None
         session.check_stall()
+        session.idles_on()
         status: dict[str, Any] = {
             "policy_failure": session.controller.failure if session.controller else "",
             "finetune_failure": session.failure,

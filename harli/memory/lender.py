@@ -97,7 +97,7 @@ class Lender:
 
     def idle(self, wanted: bool) -> None:
         """Decode has no request: there is time to lend all that the plan allows. ``wanted``: by a job."""
-        if self.loan is not None:
+        if self.loan is not None and not self._scheduler.waiting:  # one may have come this moment
             total = self.loan.total
             self._emergency_s = math.nan
             self._plan(time.monotonic(), wanted)

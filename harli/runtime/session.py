@@ -191,6 +191,11 @@ class Session:
         if self.controller is not None and self.enabled and not self.paused:
             self.gate.allow(self.controller.idle(self.finetune).finetune)
 
+    def idles_on(self) -> None:
+        """Time has passed: if decode still idles, what the last requests let expect may be lent by now."""
+        if self._is_idle and self.lender is not None:
+            self.lender.idle(self.borrows)
+
     def request_arrived(self) -> None:
         """A request has reached the scheduler: idling ends within the running unit."""
         if self._is_idle:

@@ -85,6 +85,7 @@ def wait_until(host: Any, function: Any, condition: Any) -> dict[str, Any]:
     deadline = time.monotonic() + 60.0
     while not condition(now := host.call_worker(function)):
         assert time.monotonic() < deadline, now
+        host.command("status")  # as a run and a server ask every second
         time.sleep(0.05)
     return dict(now)
 
