@@ -153,6 +153,7 @@ def make_model(config: Path, folder: Path) -> None:
     values = json.loads(config.read_text())
     made = AutoConfig.for_model(**values)
     write_random_model(made, unfinished, "cuda" if torch.cuda.is_available() else "cpu")
+    torch.cuda.empty_cache()  # the steps' engines want nearly all of it
     unfinished.replace(folder)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from harli.config import FinetuneSettings
 from harli.models import cache_folder
 from harli.types import HarliError
 
+LOG = logging.getLogger(__name__)
 DEATHS_ALLOWED = 1
 
 
@@ -67,7 +69,10 @@ def _read() -> dict[str, int]:
 
 def _write(deaths: dict[str, int]) -> None:
     file = _file()
-    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(json.dumps(deaths) + "\n")
-    os.replace(partial, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(deaths) + "\n")
+        os.replace(partial, file)
+    except OSError as error:  # decode goes on all the same
+        LOG.warning("deaths of jobs are not kept: cannot write %s (%s)", file, error.strerror or error)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harli.engine.launch import command
+from harli.engine.launch import command, finish
 from harli.finetune.trainer import ADAPTER
 from harli.live import LiveNumbers, Progress
 from harli.records.schema import FinetuneInfo, RunInfo
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Status = Literal["finished", "interrupted", "failed"]
 POLL_S = 1.0
-SAVE_TIMEOUT_S = 60.0
 MEMORY = ("peak_bytes", "kept", "revoked")
 PREPARING_TIMEOUT_S = 30.0
 
@@ -85,6 +84,7 @@ class PolicyRun:
             await self._start_finetuning(folder.resolve(), resume)
             await self._begin()
             if await self._prepared():
+                await command(self._engine, "drain")  # what was trained meanwhile is no part of the run
                 self._clock_zero = None
                 await self._begin()
         return await self._to_the_end()
@@ -195,12 +195,8 @@ class PolicyRun:
             self.info = self.info.model_copy(update={"predictor": predictor})
         if self._finetune.state != "running":
             return
-        await command(self._engine, "finish")
-        deadline = time.monotonic() + SAVE_TIMEOUT_S
-        status = await command(self._engine, "status")
-        while not status["ended"] and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-            status = await command(self._engine, "status")
+        status = await finish(self._engine)
+        await self._drain()  # an update whose optimizer step was under way is committed and saved
         failure = status["policy_failure"] or status["finetune_failure"]
         self._finetune = self._finetune.model_copy(
             update={

@@ -15,6 +15,11 @@ class HarliError(Exception):
     """A problem that the user can mend: one line that says what is wrong and what to do (exit code 2)."""
 
 
+def one_line(error: BaseException) -> str:
+    """Kind and message of an error."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 @dataclass(slots=True)
 class DecodeState:
     """Decode as the scheduler sees it when a step begins; one object, updated in place every step."""
@@ -109,6 +114,10 @@ class Menu:
             if str(share) == name:
                 return share
         raise HarliError(f"no share {name!r} on this device; it has {', '.join(map(str, self.shares))}")
+
+    def largest_decode(self, units: int) -> int:
+        """The largest decode part that is no more than ``units``; 0 if there is none."""
+        return max((share.decode for share in self.shares if share.decode <= units), default=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,23 @@ class NoPredictorError(HarliError):
     """A policy cannot do without a predictor, and there is none."""
 
 
+WINDOW_LIMIT_MS = 60_000.0
+
+
+def share_problem(share: Share, menu: Menu, *, of_step: bool) -> str:
+    """Why the runtime refuses the share of a step, or of idling; empty if it does not."""
+    if share not in menu.shares:
+        return f"share {share} is not on the menu"
+    return "" if share.decode or not of_step else f"share {share} leaves a decode step nothing to run on"
+
+
+def window_problem(exclusive_ms: float) -> str:
+    """Why the runtime refuses a window; empty if it does not."""
+    if 0.0 <= exclusive_ms <= WINDOW_LIMIT_MS:
+        return ""
+    return f"a window of {exclusive_ms} ms is not between 0 and {WINDOW_LIMIT_MS:.0f} ms"
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyContext:
     """What a policy is given once, when a run begins."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from harli.types import HarliError
+from harli.types import HarliError, one_line
 from policies.base import Policy, PolicyContext, Range
 
 GROUP = "harli.policies"
@@ -48,7 +48,7 @@ def load_policy(name: str) -> type[Policy]:
         try:
             loaded = next(iter(points)).load()
         except Exception as error:
-            raise HarliError(f"policy {name!r} cannot be loaded: {_reason(error)}") from error
+            raise HarliError(f"policy {name!r} cannot be loaded: {one_line(error)}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, Policy)):
         raise HarliError(f"{name!r} is not a policy: it does not derive from policies.base.Policy")
     return loaded
@@ -95,7 +95,7 @@ def make_policy(name: str, params: Mapping[str, Any], context: PolicyContext) ->
     except HarliError:
         raise
     except Exception as error:
-        raise HarliError(f"policy {name!r} cannot start with these parameters: {_reason(error)}") from error
+        raise HarliError(f"policy {name!r} cannot start with these parameters: {one_line(error)}") from error
 
 
 def _from_file(path: str, class_name: str) -> Any:
@@ -111,11 +111,7 @@ def _from_file(path: str, class_name: str) -> Any:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
-        raise HarliError(f"{path} cannot be loaded: {_reason(error)}") from error
+        raise HarliError(f"{path} cannot be loaded: {one_line(error)}") from error
     if not hasattr(module, class_name):
         raise HarliError(f"{path} has no class {class_name!r}")
     return getattr(module, class_name)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

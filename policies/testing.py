@@ -23,14 +23,12 @@ from typing import Any
 import numpy as np
 
 from harli.rows import StepRecord
-from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo
-from policies.base import Policy, PolicyContext
+from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo, one_line
+from policies.base import Policy, PolicyContext, share_problem, window_problem
 from policies.registry import make_policy, parameters
 from policies.trial import MAX_BATCH, MENU, ExactPredictor, States, random_states
 
 SLOS = (Slo(itl_ms=60.0), Slo(tpot_ms=50.0), Slo(itl_ms=80.0, tpot_ms=40.0), Slo())
-WINDOW_LIMIT_MS = 60_000.0
-"""The runtime switches a policy off that asks for more."""
 DECISION_LIMIT_US = 1000.0
 
 Make = Callable[[PolicyContext], Policy]
@@ -84,7 +82,7 @@ def check(
     try:
         outcomes = [_play(make(context), states) for context in contexts]
     except Exception as error:
-        return Report((Result("decides in every state", _line(error)),))
+        return Report((Result("decides in every state", one_line(error)),))
     results = [Result("decides in every state", note=f"{len(states)} states, {len(slos)} SLOs")]
     for name, rule in (("shares are on the menu and leave decode some", _share), ("windows are finite", _window)):
         results.append(_kept(name, _first, (rule(outcome, menu) for played in outcomes for outcome in played)))
@@ -103,12 +101,8 @@ def _kept(name: str, rule: Callable[..., str | Result], *arguments: Any) -> Resu
     try:
         found = rule(*arguments)
     except Exception as error:
-        return Result(name, _line(error))
+        return Result(name, one_line(error))
     return found if isinstance(found, Result) else Result(name, found)
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _maker(policy: str | type[Policy], params: Mapping[str, Any]) -> Make:
@@ -146,16 +140,13 @@ def _first(problems: Iterator[str]) -> str:
 
 def _share(outcome: Outcome, menu: Menu) -> str:
     if isinstance(outcome, Share):
-        return "" if outcome in menu.shares else f"idle share {outcome} is not on the menu"
-    if outcome.share not in menu.shares:
-        return f"share {outcome.share} is not on the menu"
-    return "" if outcome.share.decode else f"share {outcome.share} leaves a decode step nothing to run on"
+        problem = share_problem(outcome, menu, of_step=False)
+        return problem and f"idle {problem}"
+    return share_problem(outcome.share, menu, of_step=True)
 
 
 def _window(outcome: Outcome, menu: Menu) -> str:
-    if isinstance(outcome, Share) or 0.0 <= outcome.exclusive_ms <= WINDOW_LIMIT_MS:
-        return ""
-    return f"a window of {outcome.exclusive_ms} ms is not between 0 and {WINDOW_LIMIT_MS:.0f} ms"
+    return "" if isinstance(outcome, Share) else window_problem(outcome.exclusive_ms)
 
 
 def _budgets(contexts: Sequence[PolicyContext], states: States, outcomes: Sequence[list[Outcome]]) -> Iterator[str]:

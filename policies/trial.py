@@ -46,7 +46,7 @@ class ExactPredictor(Predictor):
 
     def outlook(self, batch: Floats, context_sum: Floats, finetune: FinetuneState) -> Outlook:
         gap: Floats = (8.0 + batch + 1e-3 * context_sum)[:, None] * np.array(self._slowdowns)
-        return Outlook(gap, gap, np.tile(self._rates, (len(batch), 1)), np.ones(len(batch), bool))
+        return Outlook(gap, gap, np.tile(self._rates, (len(batch), 1)))
 
 
 def random_states(seed: int, count: int = STATES) -> States:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, InstanceOf, ValidationError
 
 from harli.types import Costs, HarliError, Menu, UnitTime
 from predictor.base import Floats
@@ -34,68 +33,69 @@ SUFFIX = ".lightgbm.txt"
 Positive = Annotated[FiniteFloat, Field(ge=0.0)]
 
 
-class _Document(BaseModel):
+class Facts(BaseModel):
+    """What is known of a trained predictor beside its model, in memory as on disk."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: int
-    model: str
     identity: dict[str, Any]
-    solo_base: list[Positive]
-    corun_base: list[list[Positive]]
-    trees: dict[str, str]
-    """Ensembles by stage, ``solo`` and ``corun``: the SHA-256 of each file."""
+    """What it was trained on, of a Dataset's form."""
     rate: Rate
     bounds: Bounds
     ranges: Ranges
     context_skew: Positive
+    """How much longer the longest context usually is than the mean one."""
     costs: Costs
     unit_times: tuple[UnitTime, ...]
     finetune_alone_tokens_per_s: Positive
     data_sha256: str
     scores: dict[str, Any]
+    """What training says about it; plain JSON values."""
+
+    def facts(self) -> dict[str, Any]:
+        """The fields above by name, to make another object of."""
+        return {name: getattr(self, name) for name in Facts.model_fields}
 
 
-@dataclass(frozen=True)
-class Artifact:
+class _Document(Facts):
+    """``predictor.json``."""
+
+    format: int
+    model: str
+    solo_base: list[Positive]
+    corun_base: list[list[Positive]]
+    trees: dict[str, str]
+    """Ensembles by stage, ``solo`` and ``corun``: the SHA-256 of each file."""
+
+
+class Artifact(Facts):
     """Everything about a trained predictor."""
 
-    model: LatencyModel
-    rate: Rate
-    bounds: Bounds
-    ranges: Ranges
-    context_skew: float
-    """How much longer the longest context usually is than the mean one."""
+    model: InstanceOf[LatencyModel]
     menu: Menu
-    identity: dict[str, Any]
-    costs: Costs
-    unit_times: tuple[UnitTime, ...]
-    finetune_alone_tokens_per_s: float
-    data_sha256: str
-    scores: dict[str, Any]
-    """What training says about it; plain JSON values."""
 
     @classmethod
     def of(cls, model: LatencyModel, bounds: Bounds, data: Dataset, scores: dict[str, Any]) -> Self:
         """An artifact of ``model`` and ``bounds``; the rest follows from ``data``."""
         skew = np.median(data.context_max * data.batch / np.maximum(data.context_sum, 1.0))
         return cls(
-            model,
-            Rate.fit(data, model.predict_solo(data)),
-            bounds,
-            Ranges.fit(data),
-            float(max(1.0, skew)),
-            data.menu,
-            data.identity,
-            data.costs,
-            data.unit_times,
-            data.finetune_alone_tokens_per_s,
-            data.sha256,
-            scores,
+            model=model,
+            menu=data.menu,
+            identity=data.identity,
+            rate=Rate.fit(data, model.predict_solo(data)),
+            bounds=bounds,
+            ranges=Ranges.fit(data),
+            context_skew=float(max(1.0, skew)),
+            costs=data.costs,
+            unit_times=data.unit_times,
+            finetune_alone_tokens_per_s=data.finetune_alone_tokens_per_s,
+            data_sha256=data.sha256,
+            scores=scores,
         )
 
     def bound(self, data: Dataset, predicted_ms: Floats, solo_ms: Floats) -> Floats:
         """The upper bound of every row in ms, from its predicted gap and predicted solo gap."""
-        return np.asarray(predicted_ms * self.bounds.factor(solo_ms, ~data.solo) * self.ranges.growth(data)[0])
+        return np.asarray(predicted_ms * self.bounds.factor(solo_ms, ~data.solo) * self.ranges.growth(data))
 
     def check(self, identity: dict[str, Any]) -> list[str]:
         """Why this predictor says nothing about ``identity`` (of a Dataset's form); empty when it does."""
@@ -114,19 +114,10 @@ class Artifact:
         document = _Document(
             format=FORMAT,
             model=self.model.name,
-            identity=self.identity,
             solo_base=self.model.solo_base.tolist(),
             corun_base=self.model.corun_base.tolist(),
             trees=hashes,
-            rate=self.rate,
-            bounds=self.bounds,
-            ranges=self.ranges,
-            context_skew=self.context_skew,
-            costs=self.costs,
-            unit_times=self.unit_times,
-            finetune_alone_tokens_per_s=self.finetune_alone_tokens_per_s,
-            data_sha256=self.data_sha256,
-            scores=self.scores,
+            **self.facts(),
         )
         text = json.dumps(document.model_dump(mode="json"), indent=1, allow_nan=False)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
@@ -152,20 +143,7 @@ class Artifact:
             trees.get("solo"),
             trees.get("corun"),
         )
-        return cls(
-            model,
-            document.rate,
-            document.bounds,
-            document.ranges,
-            document.context_skew,
-            menu,
-            document.identity,
-            document.costs,
-            document.unit_times,
-            document.finetune_alone_tokens_per_s,
-            document.data_sha256,
-            document.scores,
-        )
+        return cls(model=model, menu=menu, **document.facts())
 
 
 def _read(path: Path) -> _Document:

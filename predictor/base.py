@@ -40,8 +40,6 @@ class Outlook:
     gap_ms: Floats
     bound_ms: Floats
     finetune_tokens_per_s: Floats
-    known: NDArray[np.bool_]
-    """[states]"""
 
 
 class Predictor(ABC):

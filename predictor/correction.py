@@ -134,7 +134,6 @@ class CorrectedPredictor(Predictor):
             raw.gap_ms * np.array([gap] + [split_gap] * splits),
             raw.bound_ms * np.array([bound] + [split_bound] * splits),
             raw.finetune_tokens_per_s,
-            raw.known,
         )
 
     def observe(self, row: StepRecord) -> None:

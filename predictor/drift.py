@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from harli.records.columns import column
 from predictor.base import Floats
 from predictor.disturbance import disturbed
 
@@ -41,10 +42,10 @@ def reference_course(steps: pa.Table, segments: pa.Table) -> list[Visit]:
         segments: columns of SegmentRecord.
     """
     rows = [row for row in segments.to_pylist() if row["purpose"] == REFERENCE]
-    segment, gap_ms = _column(steps, "segment"), _column(steps, "gap_ms")
-    step_ms = gap_ms - _column(steps, "window_ms")
-    counts = (_column(steps, "exclusive_ms") == 0.0) & np.isfinite(gap_ms)
-    counts &= ~disturbed(_column(steps, "decode_cpu_ms"), step_ms, _column(steps, "decode_units"))
+    segment, gap_ms = column(steps, "segment"), column(steps, "gap_ms")
+    step_ms = gap_ms - column(steps, "window_ms")
+    counts = (column(steps, "exclusive_ms") == 0.0) & np.isfinite(gap_ms)
+    counts &= ~disturbed(column(steps, "decode_cpu_ms"), step_ms, column(steps, "decode_units"))
     found: dict[int, list[tuple[float, float]]] = {}
     for row in rows:
         mine = gap_ms[counts & (segment == row["segment"])]
@@ -72,7 +73,3 @@ def at_usual_speed(columns: dict[str, Any], time_s: Floats, course: Sequence[Vis
     window_ms = columns["window_ms"]
     columns["gap_ms"] = (columns["gap_ms"] - window_ms) / slowness + window_ms
     columns["decode_cpu_ms"] = columns["decode_cpu_ms"] / slowness
-
-
-def _column(table: pa.Table, name: str) -> Floats:
-    return np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=np.float64)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from predictor.base import Floats
 from predictor.dataset import Dataset
@@ -64,13 +63,12 @@ class Ranges:
             found.append(distance)
         return found
 
-    def growth(self, data: Dataset) -> tuple[Floats, NDArray[np.bool_]]:
-        """The bound's growth at every row's share, and whether the row's state is known at some share."""
-        state = np.log1p(matrix(data, STATE))
-        distances = np.full((len(data), len(self.largest)), UNSEEN)
+    def growth(self, data: Dataset) -> Floats:
+        """The bound's growth at every row's share."""
+        state, distance = np.log1p(matrix(data, STATE)), np.full(len(data), UNSEEN)
         for share, (least, largest) in enumerate(zip(self.least_batch, self.largest, strict=True)):
             if least is not None and largest is not None:
-                below = np.maximum(0.0, math.log1p(least) - state[:, 0])
-                distances[:, share] = below + np.maximum(0.0, state - np.log1p(largest)).sum(axis=1)
-        own = distances[np.arange(len(data)), data.share]
-        return 1.0 + GROWTH * own, distances.min(axis=1) <= FAR
+                mine = data.share == share
+                below = np.maximum(0.0, math.log1p(least) - state[mine, 0])
+                distance[mine] = below + np.maximum(0.0, state[mine] - np.log1p(largest)).sum(axis=1)
+        return 1.0 + GROWTH * distance

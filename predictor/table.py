@@ -39,6 +39,7 @@ class TablePredictor(Predictor):
         self.unit_times = artifact.unit_times
         self.finetune_alone_tokens_per_s = artifact.finetune_alone_tokens_per_s
         self._artifact = artifact
+        self._bounds, self._ranges, self._rate = artifact.bounds, artifact.ranges, artifact.rate
         self._model = artifact.model.compiled()
         shares = len(self.menu.shares) - 1
         self._forecast = Forecast([0.0] * shares, [0.0] * shares, [0.0] * shares)
@@ -72,8 +73,7 @@ class TablePredictor(Predictor):
         thresholds, stride = corun.solo_axis
         cell += stride * bisect_left(thresholds, solo_ms)
 
-        artifact = self._artifact
-        bounds, rate = artifact.bounds, artifact.rate
+        bounds, rate = self._bounds, self._rate
         alone_factor = bounds.solo_factors[bisect_right(bounds.solo_edges, solo_ms)]
         split_factor = bounds.split_factors[bisect_right(bounds.split_edges, solo_ms)]
         load = min(max(solo_ms, rate.low_ms), rate.high_ms)
@@ -105,7 +105,7 @@ class TablePredictor(Predictor):
             or prefill > most[3]
             or admitted > most[4]
         ):
-            distances = artifact.ranges.distances((batch, context, longest, prefill, admitted))
+            distances = self._ranges.distances((batch, context, longest, prefill, admitted))
             for share, distance in enumerate(distances):
                 limits[share] *= 1.0 + GROWTH * distance
             forecast.known = min(distances) <= FAR
@@ -125,16 +125,14 @@ class TablePredictor(Predictor):
             kept_layers=finetune.kept_layers,
         )
         solo_ms, gap_ms = self._model.predict_solo(data), self._model.predict(data)
-        bound_ms, known = artifact.bound(data, gap_ms, solo_ms), artifact.ranges.growth(data)[1]
+        bound_ms = artifact.bound(data, gap_ms, solo_ms)
         table = (len(batch), len(shares))
-        rates = artifact.rate.tokens_per_s(
-            solo_ms.reshape(table)[:, 0], finetune.microbatch_tokens, finetune.kept_layers
-        )
-        return Outlook(gap_ms.reshape(table), bound_ms.reshape(table), rates, known.reshape(table)[:, 0])
+        rates = self._rate.tokens_per_s(solo_ms.reshape(table)[:, 0], finetune.microbatch_tokens, finetune.kept_layers)
+        return Outlook(gap_ms.reshape(table), bound_ms.reshape(table), rates)
 
     def _set_shape(self, microbatch_tokens: int, kept_layers: int) -> None:
         """Everything that follows from share and finetune shape."""
-        rate = self._artifact.rate
+        rate = self._rate
         factor = rate.shape_factor(microbatch_tokens, kept_layers)
         lines = zip(self._model.corun_base.tolist(), rate.level, rate.loss_per_ms, strict=True)
         self._splits = [

@@ -137,11 +137,11 @@ class _Judging:
         self._coverage, self._seed, self._params = coverage, seed, params
         self._folds = _folds(data, seed + 1)
         if held_out is not None:
-            self._growth = Ranges.fit(data).growth(held_out)[0]
+            self._growth = Ranges.fit(data).growth(held_out)
         else:
             self._growth = np.empty(len(data))
             for fold in self._folds:
-                self._growth[fold.test] = Ranges.fit(data.take(fold.fit)).growth(data.take(fold.test))[0]
+                self._growth[fold.test] = Ranges.fit(data.take(fold.fit)).growth(data.take(fold.test))
 
     def judge(self, model: type[LatencyModel]) -> Judged:
         if self._held_out is not None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harli.types import UnitTime
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from predictor.base import Floats
 
 SMALL = 0.1
 """Units shorter than this part of the longest fit into whatever the others leave."""

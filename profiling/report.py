@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from harli.records.columns import Floats, column
 from harli.types import Menu
 from predictor.disturbance import disturbed
 from predictor.drift import REFERENCE, Visit, reference_course
-
-Floats = NDArray[np.float64]
 
 GRID = 4
 """The space of batch and context is covered by so many cells a side, logarithmic in both."""
@@ -75,12 +74,12 @@ def assess(steps: pa.Table, segments: pa.Table, menu: Menu, planned: int, limits
         planned: groups of the plan, repeats aside.
         limits: largest batch and longest context that the engine takes.
     """
-    step_ms = _column(steps, "gap_ms") - _column(steps, "window_ms")
-    elsewhere = disturbed(_column(steps, "decode_cpu_ms"), step_ms, _column(steps, "decode_units"))
+    step_ms = column(steps, "gap_ms") - column(steps, "window_ms")
+    elsewhere = disturbed(column(steps, "decode_cpu_ms"), step_ms, column(steps, "decode_units"))
     measured = steps["segment"].to_numpy() >= 0
     kept = steps.filter(pa.array(measured & ~elsewhere & (steps["exclusive_ms"].to_numpy() == 0.0)))
-    point, gap, share = (_column(kept, name) for name in ("point", "gap_ms", "finetune_units"))
-    clean = np.isfinite(gap) & (_column(kept, "admitted") == 0) & (_column(kept, "prefill_tokens") == 0)
+    point, gap, share = (column(kept, name) for name in ("point", "gap_ms", "finetune_units"))
+    clean = np.isfinite(gap) & (column(kept, "admitted") == 0) & (column(kept, "prefill_tokens") == 0)
     medians = _medians(point[clean], gap[clean])
     deviation = np.array([abs(g / medians[p] - 1.0) for p, g in zip(point[clean], gap[clean], strict=True)])
     alone = share[clean] == 0
@@ -125,10 +124,6 @@ def _verdict(report: Report, groups: int, planned: int, menu: Menu) -> list[str]
     return lines
 
 
-def _column(table: pa.Table, name: str) -> Floats:
-    return np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=np.float64)
-
-
 def _medians(keys: Floats, values: Floats) -> dict[float, float]:
     return {key: float(np.median(values[keys == key])) for key in np.unique(keys)}
 
@@ -145,7 +140,7 @@ def _mean(values: Floats, side: NDArray[np.bool_], preferred: NDArray[np.bool_])
 
 def _coverage(kept: pa.Table, limits: tuple[int, int]) -> float:
     """Cells that cannot be reached because the KV cache is too small count as not covered."""
-    batch, context = _column(kept, "batch"), _column(kept, "context_sum") / np.maximum(_column(kept, "batch"), 1)
+    batch, context = column(kept, "batch"), column(kept, "context_sum") / np.maximum(column(kept, "batch"), 1)
     places = [
         np.minimum((GRID * np.log(np.maximum(values, 1)) / math.log(max(most, 2))).astype(int), GRID - 1)
         for values, most in ((batch, limits[0]), (context, limits[1]))
@@ -156,9 +151,9 @@ def _coverage(kept: pa.Table, limits: tuple[int, int]) -> float:
 def _slowdowns(kept: pa.Table, segments: pa.Table, menu: Menu) -> dict[tuple[str, str], tuple[float, float]]:
     group_of = dict(zip(segments["segment"].to_pylist(), segments["group"].to_pylist(), strict=True))
     group = np.array([group_of[segment] for segment in kept["segment"].to_pylist()])
-    gap, batch, decode = (_column(kept, name) for name in ("gap_ms", "batch", "decode_units"))
-    finetune = _column(kept, "finetune_units")
-    clean = np.isfinite(gap) & (_column(kept, "admitted") == 0)
+    gap, batch, decode = (column(kept, name) for name in ("gap_ms", "batch", "decode_units"))
+    finetune = column(kept, "finetune_units")
+    clean = np.isfinite(gap) & (column(kept, "admitted") == 0)
     ratios: dict[tuple[str, str], list[float]] = {}
     for number in np.unique(group):
         mine = clean & (group == number)
@@ -183,8 +178,8 @@ def _bucket(batch: int) -> str:
 
 
 def _rates(kept: pa.Table, menu: Menu) -> dict[str, float]:
-    gap, tokens = _column(kept, "gap_ms"), _column(kept, "finetune_tokens")
-    decode, finetune = _column(kept, "decode_units"), _column(kept, "finetune_units")
+    gap, tokens = column(kept, "gap_ms"), column(kept, "finetune_tokens")
+    decode, finetune = column(kept, "decode_units"), column(kept, "finetune_units")
     rates = {}
     for split in menu.splits:
         mine = np.isfinite(gap) & (decode == split.decode) & (finetune > 0)

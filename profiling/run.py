@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from harli.engine import device
 from harli.engine.launch import command, engine_arguments, launched, prepare_environment
 from harli.engine.log import warnings
+from harli.experiment import check_data
 from harli.finetune.builtin import write_builtin_dataset
 from harli.forecasting import identity
 from harli.records.profile import PROFILE_FILE, Profile, ProfileInfo, read_profile
@@ -43,6 +44,8 @@ class Profiling:
         self._before = read_profile(resume) if resume else None
         if self._before is not None:
             _check_same(self._before, settings)
+        if settings.finetune.data is not None:
+            check_data(settings.finetune.data, self._arguments["model"], settings.finetune.microbatch_tokens)
 
     async def execute(
         self, folder: Path, on_start: Callable[[list[str]], None], on_progress: Callable[[Progress], None]

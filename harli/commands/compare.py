@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from harli.commands import flags
 from harli.commands.comparison_settings import comparison_settings
-from harli.commands.comparison_view import MeasuredBar, SimulatedBar, print_scored
-from harli.commands.complete import models
+from harli.commands.comparison_view import MeasuredBar, print_scored
+from harli.commands.flags import DEVICE, WORKLOAD, flag
 from harli.commands.interrupt import INTERRUPTED, run_interruptibly
-from harli.commands.run import ENGINE, FINETUNE, LORA, WORKLOAD, flag
-from harli.commands.simulation_settings import DEVICE
 from harli.commands.tuning import DEFAULT_TRIALS, tuned_settings
+from harli.commands.work_bar import WorkBar
 from harli.types import HarliError
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def compare(
         list[float] | None, flag("SLO as a multiple of decode alone's P99 on these requests; may be repeated.")
     ] = None,
     slo_on: Annotated[str | None, flag("itl or tpot: which latency --slo-scale is about.", "itl")] = None,
-    slo_tpot_ms: Annotated[float | None, flag("Objective for a request's mean time per token.")] = None,
-    slo_itl_ms: Annotated[float | None, flag("Objective for every gap between tokens.")] = None,
+    slo_tpot_ms: flags.SloTpotMs = None,
+    slo_itl_ms: flags.SloItlMs = None,
     prune_s: Annotated[
         float | None, flag("Seconds of the pass that chooses splits and thresholds.", "20; simulated, all")
     ] = None,
@@ -60,33 +60,27 @@ def compare(
     ] = None,
     noise: Annotated[float | None, flag("Sigma of the simulated noise on steps and units.", 0.03)] = None,
     jobs: Annotated[int | None, flag("Processes that simulate.", "one per core", min=1)] = None,
-    model: Annotated[
-        str | None, flag("tiny, small, a folder, or a Hugging Face name.", ENGINE.model, autocompletion=models)
-    ] = None,
-    predictor: Annotated[str | None, flag("A folder, or models:/harli-decode-latency/N.", "the champion")] = None,
-    force_predictor: Annotated[
-        bool | None, typer.Option("--force-predictor", help="Use it though trained for another model or device.")
-    ] = None,
-    role: Annotated[str | None, flag("decode: prompts' KV is already there. mixed: real prefill.", ENGINE.role)] = None,
-    trace: Annotated[Path | None, flag("Trace of requests; generated ones without it.")] = None,
+    model: flags.Model = None,
+    predictor: flags.Predictor = None,
+    force_predictor: flags.ForcePredictor = None,
+    role: flags.Role = None,
+    trace: flags.Trace = None,
     rate_scale: Annotated[
         list[float] | None, flag("Factor on the request rate; simulated, may be repeated.", WORKLOAD.rate_scale)
     ] = None,
-    length_scale: Annotated[float | None, flag("Factor on prompt and output lengths.", WORKLOAD.length_scale)] = None,
-    requests_per_s: Annotated[float | None, flag("Rate of generated requests.", WORKLOAD.requests_per_s)] = None,
+    length_scale: flags.LengthScale = None,
+    requests_per_s: flags.RequestsPerS = None,
     duration: Annotated[float | None, flag("Seconds of workload in each run.", WORKLOAD.duration_s)] = None,
     seed: Annotated[int | None, flag("Of the workload, the order, the policies and finetuning.", WORKLOAD.seed)] = None,
-    finetune_data: Annotated[Path | None, flag("JSONL with text, prompt/completion or messages.", "docstrings")] = None,
-    lora_rank: Annotated[int | None, flag("", LORA.rank)] = None,
-    microbatch_tokens: Annotated[int | None, flag("Tokens of a micro-batch.", FINETUNE.microbatch_tokens)] = None,
-    accumulation: Annotated[int | None, flag("Micro-batches per update.", FINETUNE.accumulation)] = None,
-    lending: Annotated[
-        bool | None, typer.Option("--lending/--no-lending", help="Borrow KV-cache memory that decode does not need.")
-    ] = None,
-    dtype: Annotated[str | None, flag("auto, bfloat16, float16 or float32.", ENGINE.dtype)] = None,
-    max_model_len: Annotated[int | None, flag("Longest request in tokens.", ENGINE.max_model_len)] = None,
-    max_num_seqs: Annotated[int | None, flag("Most requests in a step.", ENGINE.max_num_seqs)] = None,
-    kv_cache_gib: Annotated[float | None, flag("Size of the KV cache.", ENGINE.kv_cache_gib)] = None,
+    finetune_data: flags.FinetuneData = None,
+    lora_rank: flags.LoraRank = None,
+    microbatch_tokens: flags.MicrobatchTokens = None,
+    accumulation: flags.Accumulation = None,
+    lending: flags.Lending = None,
+    dtype: flags.Dtype = None,
+    max_model_len: flags.MaxModelLen = None,
+    max_num_seqs: flags.MaxNumSeqs = None,
+    kv_cache_gib: flags.KvCacheGib = None,
     config: Annotated[Path | None, flag("YAML file with the settings of a run; flags win over it.")] = None,
     resume: Annotated[Path | None, flag("Go on with the comparison in this folder, by its own settings.")] = None,
     out: Annotated[Path | None, flag("Folder to create.", "comparisons/TIME-MODEL")] = None,
@@ -159,8 +153,8 @@ def _simulate(
         comparison = SimulatedComparison(settings, resume)
     requests, workload = len(comparison.workload.requests), comparison.workload.name
     console.print(f"{requests} requests from {workload} in each run, simulated on {comparison.device()['name']}")
-    with SimulatedBar(console) as bar, suppress(KeyboardInterrupt):
-        comparison.execute(folder, jobs, bar.update)
+    with WorkBar(console, "simulating", 1.0) as bar, suppress(KeyboardInterrupt):
+        comparison.execute(folder, jobs, lambda now: bar.update(now.done_s / now.total_s, f"{now.planned}: done"))
     return ComparisonFolder(folder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from harli import settings_file
-from harli.commands.run import SETTINGS
+from harli.commands.flags import override
 from harli.commands.simulation_settings import device_of, simulation_settings
 from harli.types import HarliError
 
@@ -70,7 +70,7 @@ def _made(flags: dict[str, Any], own: dict[str, Any], run: dict[str, Any]) -> Co
     from harli.compare.settings import ComparisonSettings
 
     run |= {"policy": "separate", "params": {}}
-    settings_file.override_flags(run, SETTINGS, flags)
+    override(run, flags)
     own = {"policies": ()} | own | {name: flags[name] for name in OWN if flags[name] is not None}
     if flags["slo_scale"]:
         own["slo_scales"] = flags["slo_scale"]

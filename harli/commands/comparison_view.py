@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 
 TABLE_WIDTH = 160
 """One line per policy, in a narrow terminal and in a pipe too; reasons come below."""
-LINE_EVERY_S = 30.0
 
 
 class MeasuredBar(EngineBar):
@@ -34,33 +31,6 @@ class MeasuredBar(EngineBar):
         self._bar.update(self._task, completed=now.done_s, total=now.total_s, description=str(now.planned), facts=facts)
         if now.live is None:
             left_s = now.total_s - now.done_s
-            self._console.print(Text(f"{now.planned}: done, about {left_s / 60:.0f} min left"), soft_wrap=True)
-
-
-class SimulatedBar:
-    """How far a simulated comparison is; without a terminal a line now and then."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._began = self._told = time.monotonic()
-        self._bar = Progress(
-            TextColumn("simulating"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=None)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def update(self, now: Compared) -> None:
-        self._bar.update(self._task, completed=now.done_s, total=now.total_s, description=f"{now.planned}: done")
-        if not self._console.is_terminal and time.monotonic() - self._told >= LINE_EVERY_S:
-            self._told = time.monotonic()
-            left_s = (self._told - self._began) * (now.total_s / now.done_s - 1.0)
             self._console.print(Text(f"{now.planned}: done, about {left_s / 60:.0f} min left"), soft_wrap=True)
 
 

@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from harli.commands import flags
 from harli.commands.complete import policies
-from harli.commands.run import flag
-from harli.commands.simulation_settings import DEVICE, device_of, simulation_settings
+from harli.commands.flags import flag
+from harli.commands.simulation_settings import device_of, simulation_settings
 from harli.commands.work_bar import WorkBar
-from harli.config import CHAMPION
 
 if TYPE_CHECKING:
     from harli.simulate.estimate import Estimate, Log
@@ -37,20 +37,20 @@ SHOWN = {
 def estimate(
     context: typer.Context,
     log: Annotated[Path, typer.Option(help="Trace of requests, or vLLM's metrics over time as CSV.")],
-    slo_itl_ms: Annotated[float | None, flag("Objective for every gap between tokens.")] = None,
-    slo_tpot_ms: Annotated[float | None, flag("Objective for a request's mean time per token.")] = None,
-    device: Annotated[str | None, flag(f"h200/llama-3-8b, or a predictor: a folder or {CHAMPION}.", DEVICE)] = None,
+    slo_itl_ms: flags.SloItlMs = None,
+    slo_tpot_ms: flags.SloTpotMs = None,
+    device: flags.Device = None,
     policy: Annotated[
         str | None, flag("Which policy, see `harli policies`; or path.py:Class.", POLICY, autocompletion=policies)
     ] = None,
-    param: Annotated[list[str] | None, flag("key=value for the policy; may be repeated.")] = None,
-    role: Annotated[str | None, flag("decode: prompts' KV is already there. mixed: real prefill.", "decode")] = None,
+    param: flags.Param = None,
+    role: flags.Role = None,
     duration: Annotated[float | None, flag("Seconds of the log, from its beginning.", HOUR_S)] = None,
     seed: Annotated[int | None, flag("Of the requests made from metrics, the policy and the noise.", 0)] = None,
-    microbatch_tokens: Annotated[int | None, flag("Tokens of a micro-batch.", "1024, or 256 with a predictor")] = None,
-    max_model_len: Annotated[int | None, flag("Longest request in tokens.", "8192, or 2048 with a predictor")] = None,
-    max_num_seqs: Annotated[int | None, flag("Most requests in a step.", "256, or 32 with a predictor")] = None,
-    kv_blocks: Annotated[int | None, flag("KV blocks of 16 tokens.", "47000; enough with a predictor", min=2)] = None,
+    microbatch_tokens: flags.SimulatedMicrobatchTokens = None,
+    max_model_len: flags.SimulatedMaxModelLen = None,
+    max_num_seqs: flags.SimulatedMaxNumSeqs = None,
+    kv_blocks: flags.KvBlocks = None,
     json_: Annotated[bool, typer.Option("--json", help="Print both simulations' metrics as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="On stderr only errors.")] = False,
 ) -> None:
@@ -67,8 +67,8 @@ def estimate(
         from harli.simulate.estimate import estimate as estimated
         from harli.simulate.estimate import read_log
 
-        flags = context.params | {"policy": policy or POLICY, "duration": HOUR_S if duration is None else duration}
-        settings, _ = device_of(simulation_settings(flags))
+        given = context.params | {"policy": policy or POLICY, "duration": HOUR_S if duration is None else duration}
+        settings, _ = device_of(simulation_settings(given))
         found = read_log(log, settings)
     part = "" if found.duration_s == found.total_s else f", the first {found.duration_s:,.0f} s of {found.total_s:,.0f}"
     console.print(f"{len(found.requests.requests)} requests from {log}{part}", highlight=False)

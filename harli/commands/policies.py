@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harli.types import DecodeState, FinetuneState, HarliError, Menu, Share
+from harli.commands import flags
+from harli.settings_file import override_params
+from harli.types import DecodeState, FinetuneState, HarliError, Menu
 
 if TYPE_CHECKING:
     from harli.records.reader import Record
@@ -42,7 +44,7 @@ def policies(context: typer.Context) -> None:
 @app.command()
 def check(
     policy: Annotated[str, typer.Argument(help="An installed policy, or path.py:Class.")],
-    param: Annotated[list[str] | None, typer.Option(help="key=value for the policy; may be repeated.")] = None,
+    param: flags.Param = None,
     record: Annotated[Path | None, typer.Option(help="Take states, shares and SLO from this record folder.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random states, and the policy's.")] = 0,
 ) -> None:
@@ -52,14 +54,15 @@ def check(
     """
     from policies import testing
 
-    params = dict(_pair(text) for text in param or [])
+    settings: dict[str, Any] = {"params": {}}
+    override_params(settings, param or [])
     given: dict[str, Any] = {}
     if record is not None:
         from harli.records.reader import read_record
 
         found = read_record(record)
-        given = {"menu": _menu(found), "slos": [found.info.slo], "states": _states(found)}
-    report = testing.check(policy, params, seed=seed, **given)
+        given = {"menu": Menu.parse(found.info.menu), "slos": [found.info.slo], "states": _states(found)}
+    report = testing.check(policy, settings["params"], seed=seed, **given)
     for result in report.results:
         typer.echo(
             f"{'FAILED' if result.problem else 'ok    '} {result.name}" + _after(result.note) + _after(result.problem)
@@ -68,20 +71,8 @@ def check(
         raise HarliError(f"policy {policy!r} breaks {len(report.failures)} of {len(report.results)} rules; see above")
 
 
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise HarliError(f"--param wants key=value, not {text!r}")
-    return key, value
-
-
 def _after(text: str) -> str:
     return f": {text}" if text else ""
-
-
-def _menu(record: Record) -> Menu:
-    shares = (name.split("/") for name in record.info.menu)
-    return Menu(tuple(Share(int(decode), int(finetune)) for decode, finetune in shares))
 
 
 def _states(record: Record) -> States:

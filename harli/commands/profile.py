@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +14,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from harli.commands.complete import models
+from harli import settings_file
+from harli.commands import flags
 from harli.commands.engine_bar import EngineBar
+from harli.commands.flags import ENGINE, SETTINGS, flag
 from harli.commands.interrupt import INTERRUPTED, run_interruptibly
-from harli.config import EngineSettings, FinetuneSettings
 from harli.types import HarliError
 
 if TYPE_CHECKING:
@@ -25,46 +27,30 @@ if TYPE_CHECKING:
     from profiling.settings import ProfileSettings
     from profiling.sitting import Progress as Measured
 
-ENGINE, FINETUNE = EngineSettings(), FinetuneSettings()
+PLACES = SETTINGS | {"budget_minutes": "budget_s", "shares": "shares", "seed": "seed"}
+"""Which setting of a profile a flag gives; the engine's and finetuning's are where a run has them."""
 LINE_EVERY_S = 15.0
 
 
 def profile(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=f"tiny, small, a folder, or a Hugging Face name. [default: {ENGINE.model}]",
-            show_default=False,
-            autocompletion=models,
-        ),
-    ] = None,
-    budget_minutes: Annotated[
-        float | None,
-        typer.Option(help="Time for measuring; starting the engine comes on top. [default: 10]", show_default=False),
-    ] = None,
-    shares: Annotated[
-        str | None, typer.Option(help="Splits to measure, with commas; all of the menu without it.")
-    ] = None,
-    role: Annotated[
-        str | None, typer.Option(help=f"decode or mixed. [default: {ENGINE.role}]", show_default=False)
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Longest request in tokens.")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Most requests in a step.")] = None,
-    kv_cache_gib: Annotated[float | None, typer.Option(help="Size of the KV cache.")] = None,
-    finetune_data: Annotated[Path | None, typer.Option(help="JSONL that finetuning trains on meanwhile.")] = None,
-    lora_rank: Annotated[int | None, typer.Option()] = None,
+    context: typer.Context,
+    model: flags.Model = None,
+    budget_minutes: Annotated[float | None, flag("Time for measuring; starting the engine comes on top.", 10)] = None,
+    shares: Annotated[str | None, flag("Splits to measure, with commas; all of the menu without it.")] = None,
+    role: Annotated[str | None, flag("decode or mixed.", ENGINE.role)] = None,
+    dtype: flags.Dtype = None,
+    max_model_len: flags.MaxModelLen = None,
+    max_num_seqs: flags.MaxNumSeqs = None,
+    kv_cache_gib: flags.KvCacheGib = None,
+    finetune_data: Annotated[Path | None, flag("JSONL that finetuning trains on meanwhile.")] = None,
+    lora_rank: flags.LoraRank = None,
     microbatch_tokens: Annotated[
-        int | None, typer.Option(help="Middle one of three finetune shapes: half of it and twice it too.")
+        int | None, flag("Middle one of three finetune shapes: half of it and twice it too.")
     ] = None,
-    lending: Annotated[
-        bool | None, typer.Option("--lending/--no-lending", help="Borrow KV-cache memory that decode does not need.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the plan.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to create. [default: profiles/TIME-MODEL]", show_default=False)
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the profile in this folder, by its own plan.")] = None,
+    lending: flags.Lending = None,
+    seed: Annotated[int | None, flag("Of the plan.")] = None,
+    out: Annotated[Path | None, flag("Folder to create.", "profiles/TIME-MODEL")] = None,
+    resume: Annotated[Path | None, flag("Go on with the profile in this folder, by its own plan.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="On stderr only errors and the profile's path.")] = False,
 ) -> None:
@@ -72,15 +58,7 @@ def profile(
 
     Example: harli profile --model small --budget-minutes 10
     """
-    engine = {"model": model, "role": role, "dtype": dtype, "max_model_len": max_model_len,
-              "max_num_seqs": max_num_seqs, "kv_cache_gib": kv_cache_gib}  # fmt: skip
-    finetune = {"data": finetune_data, "microbatch_tokens": microbatch_tokens, "lending": lending}
-    given: dict[str, Any] = {
-        "engine": _given(engine),
-        "finetune": _given(finetune) | ({} if lora_rank is None else {"lora": {"rank": lora_rank}}),
-        **_given({"budget_s": None if budget_minutes is None else 60 * budget_minutes, "seed": seed}),
-        **({} if shares is None else {"shares": shares.replace(" ", "").split(",")}),
-    }
+    given = _given(context.params)
     settings = _resumed(resume, given) if resume else _validated(given)
     name = Path(settings.engine.model).name
     folder = resume or out or Path("profiles", f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}")
@@ -105,23 +83,30 @@ def profile(
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    """The settings that flags were given for, by their places."""
+    given = {place: values[name] for name, place in PLACES.items() if values.get(name) is not None}
+    if "budget_s" in given:
+        given["budget_s"] *= 60.0
+    if "shares" in given:
+        given["shares"] = tuple(given["shares"].replace(" ", "").split(","))
+    return given
 
 
 def _validated(given: dict[str, Any]) -> ProfileSettings:
     from profiling.settings import ProfileSettings
 
+    values: dict[str, Any] = {}
+    for place, value in given.items():
+        settings_file.override(values, place, value)
     try:
-        return ProfileSettings.model_validate(given)
+        return ProfileSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        flag = {"budget_s": "--budget-minutes"}.get(where, "--" + where.split(".")[-1].replace("_", "-"))
-        if (where, first["type"]) == ("budget_s", "greater_than_equal"):
-            raise HarliError(
-                f"{flag} is too short: the corners alone take a few seconds; give it 0.3 or more"
-            ) from None
-        raise HarliError(f"{flag}: {first['msg']}, not {first['input']!r}") from None
+        place = ".".join(map(str, first["loc"]))
+        if (place, first["type"]) == ("budget_s", "greater_than_equal"):
+            problem = "is too short: the corners alone take a few seconds; give it 0.3 or more"
+            raise HarliError(f"{_flag(place)} {problem}") from None
+        raise HarliError(f"{_flag(place)}: {first['msg']}, not {first['input']!r}") from None
 
 
 def _resumed(folder: Path, given: dict[str, Any]) -> ProfileSettings:
@@ -129,21 +114,20 @@ def _resumed(folder: Path, given: dict[str, Any]) -> ProfileSettings:
     from harli.records.profile import read_profile
     from profiling.settings import ProfileSettings
 
-    recorded = read_profile(folder).info.settings
-    settings = ProfileSettings.model_validate(recorded)
-    wanted = settings.model_dump() | {}
-    for section, values in given.items():
-        pairs = values.items() if isinstance(values, dict) else [(None, values)]
-        for name, value in pairs:
-            known = wanted[section] if name is None else wanted[section][name]
-            if isinstance(value, dict):
-                known = {key: known[key] for key in value}
-            if (list(known) if isinstance(known, tuple) else known) != value:
-                flag = (name or {"budget_s": "budget-minutes"}.get(section, section)).replace("_", "-")
-                raise HarliError(
-                    f"the profile in {folder} was begun with another --{flag} ({known}); leave it out to resume"
-                )
+    settings = ProfileSettings.model_validate(read_profile(folder).info.settings)
+    for place, value in given.items():
+        known = attrgetter(place)(settings)
+        if known != value:
+            shown = known / 60.0 if place == "budget_s" else known
+            raise HarliError(
+                f"the profile in {folder} was begun with another {_flag(place)} ({shown}); leave it out to resume"
+            )
     return settings
+
+
+def _flag(place: str) -> str:
+    """What gives the setting at ``place``, as a user writes it."""
+    return "--" + next(name for name, known in PLACES.items() if known == place).replace("_", "-")
 
 
 def _execute(settings: ProfileSettings, folder: Path, resume: Path | None, *, quiet: bool) -> bool:

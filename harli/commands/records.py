@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harli.commands import flags
 from harli.commands.table import run_table
 from harli.types import HarliError
 
@@ -69,9 +70,7 @@ def _row(record: Record) -> Iterator[str]:
         yield "-" if value is None else shown.format(value)
 
 
-def show(
-    folder: Folder, json_: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON object.")] = False
-) -> None:
+def show(folder: Folder, json_: flags.Json = False) -> None:
     """Print a record again.
 
     Example: harli show records/20260131-120000-static

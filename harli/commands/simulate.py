@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harli.commands.complete import policies
-from harli.commands.run import FINETUNE, WORKLOAD, flag
-from harli.commands.simulation_settings import DEVICE, device_of, simulation_settings
+from harli.commands import flags
+from harli.commands.flags import WORKLOAD, flag
+from harli.commands.simulation_settings import device_of, simulation_settings
 from harli.commands.table import run_table
 from harli.types import HarliError
 
@@ -29,32 +29,27 @@ FLEET = ("router", "jobs")
 
 def simulate(
     context: typer.Context,
-    policy: Annotated[
-        str | None, flag("Which policy, see `harli policies`; or path.py:Class.", autocompletion=policies)
-    ] = None,
-    device: Annotated[
-        str | None,
-        flag("h200/llama-3-8b, or a predictor: a folder or models:/harli-decode-latency@champion.", DEVICE),
-    ] = None,
+    policy: flags.Policy = None,
+    device: flags.Device = None,
     like: Annotated[Path | None, flag("Simulate this record's requests and settings, and print both.")] = None,
-    param: Annotated[list[str] | None, flag("key=value for the policy; may be repeated.")] = None,
-    role: Annotated[str | None, flag("decode: prompts' KV is already there. mixed: real prefill.", "decode")] = None,
-    slo_tpot_ms: Annotated[float | None, flag("Objective for a request's mean time per token.")] = None,
-    slo_itl_ms: Annotated[float | None, flag("Objective for every gap between tokens.")] = None,
-    trace: Annotated[Path | None, flag("Trace of requests; generated ones without it.")] = None,
-    rate_scale: Annotated[float | None, flag("Factor on the request rate.", WORKLOAD.rate_scale)] = None,
-    length_scale: Annotated[float | None, flag("Factor on prompt and output lengths.", WORKLOAD.length_scale)] = None,
+    param: flags.Param = None,
+    role: flags.Role = None,
+    slo_tpot_ms: flags.SloTpotMs = None,
+    slo_itl_ms: flags.SloItlMs = None,
+    trace: flags.Trace = None,
+    rate_scale: flags.RateScale = None,
+    length_scale: flags.LengthScale = None,
     requests_per_s: Annotated[
         float | None, flag("Rate of generated requests.", "5.5, or 1 with a predictor; per instance")
     ] = None,
     duration: Annotated[float | None, flag("Seconds of workload to serve.", "600, or 60 with a predictor")] = None,
     seed: Annotated[int | None, flag("Of the workload, the policy and the noise.", WORKLOAD.seed)] = None,
-    updates: Annotated[int | None, flag("Stop training after this many.", "as long as the run")] = None,
-    microbatch_tokens: Annotated[int | None, flag("Tokens of a micro-batch.", "1024, or 256 with a predictor")] = None,
-    accumulation: Annotated[int | None, flag("Micro-batches per update.", FINETUNE.accumulation)] = None,
-    max_model_len: Annotated[int | None, flag("Longest request in tokens.", "8192, or 2048 with a predictor")] = None,
-    max_num_seqs: Annotated[int | None, flag("Most requests in a step.", "256, or 32 with a predictor")] = None,
-    kv_blocks: Annotated[int | None, flag("KV blocks of 16 tokens.", "47000; enough with a predictor", min=2)] = None,
+    updates: flags.Updates = None,
+    microbatch_tokens: flags.SimulatedMicrobatchTokens = None,
+    accumulation: flags.Accumulation = None,
+    max_model_len: flags.SimulatedMaxModelLen = None,
+    max_num_seqs: flags.SimulatedMaxNumSeqs = None,
+    kv_blocks: flags.KvBlocks = None,
     noise: Annotated[float | None, flag("Sigma of the lognormal noise on steps and units.", 0.03)] = None,
     straggler_probability: Annotated[float | None, flag("Probability that a step straggles.", 0.0)] = None,
     straggler_factor: Annotated[float | None, flag("How many times longer such a step takes.", 5.0)] = None,
@@ -63,8 +58,8 @@ def simulate(
     router: Annotated[str | None, flag("round-robin or least-loaded, for a fleet.", "round-robin")] = None,
     jobs: Annotated[int | None, flag("Processes that simulate a fleet.", "one per core", min=1)] = None,
     out: Annotated[Path | None, flag("Record folder to create.", "records/TIME-POLICY-simulated")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="On stderr only errors and the record's path.")] = False,
+    json_: flags.Json = False,
+    quiet: flags.Quiet = False,
 ) -> None:
     """Simulate a decode instance with finetuning beside it, or a fleet of them, under one policy.
 
@@ -96,13 +91,13 @@ def simulate(
         Console().print(_comparison(record.info, info, compared))
 
 
-def _prepare(flags: dict[str, Any], record: Record | None) -> tuple[Simulation, SimulationSettings]:
+def _prepare(given: dict[str, Any], record: Record | None) -> tuple[Simulation, SimulationSettings]:
     from harli.simulate.like import check_predictor, recorded_workload
     from harli.simulate.run import Simulation
     from harli.workload.make import make_workload
 
-    settings, device = device_of(simulation_settings(flags, record), record)
-    if record and flags["device"] is None:
+    settings, device = device_of(simulation_settings(given, record), record)
+    if record and given["device"] is None:
         check_predictor(record, device)
     workload = recorded_workload(record) if record else make_workload(settings.workload, settings.engine.max_model_len)
     return Simulation(settings, device, workload), settings

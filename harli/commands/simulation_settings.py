@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from harli import settings_file
-from harli.commands.run import SETTINGS
+from harli.commands.flags import DEVICE, override
 from harli.config import CHAMPION
 from harli.types import HarliError
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from harli.simulate.device import Device
     from harli.simulate.run import SimulationSettings
 
-DEVICE = "h200/llama-3-8b"
 ONLY_HERE = ("device", "kv_blocks", "noise")
 """Settings that a simulation has beside those of a run."""
 RECORDED = ("trace", "rate_scale", "length_scale", "requests_per_s", "duration")
@@ -44,8 +43,7 @@ def simulation_settings(flags: dict[str, Any], record: Record | None = None) -> 
     own["predictor"] = own["device"]
     if flags["policy"] is not None and flags["policy"] != values.get("policy"):
         values["params"] = {}
-    settings_file.override_flags(values, SETTINGS, flags)
-    settings_file.override_params(values, flags["param"] or [])
+    override(values, flags)
     return SimulationSettings.model_validate(settings_file.validate(values).model_dump() | own)
 
 

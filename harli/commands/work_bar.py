@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 LINE_EVERY_S = 30.0
 
@@ -19,8 +20,9 @@ class WorkBar:
         self._console, self._name, self._total = console, name, total
         self._began = self._told = time.monotonic()
         self._bar = Progress(
-            name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console, transient=True,
-            disable=console.quiet or not console.is_terminal,
+            name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console, transient=True, disable=console.quiet or not console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=total)
 
@@ -33,11 +35,12 @@ class WorkBar:
     ) -> None:
         self._bar.stop()
 
-    def update(self, done: float) -> None:
-        """``done`` of the total."""
-        self._bar.update(self._task, completed=done)
+    def update(self, done: float, description: str = "") -> None:
+        """``done`` of the total; ``description`` says where that is, in place of the percentage on a line."""
+        self._bar.update(self._task, completed=done, description=description)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._told >= LINE_EVERY_S and done > 0.0:
             self._told = now
             left_s = (now - self._began) * max(0.0, self._total / done - 1.0)
-            self._console.print(f"{self._name}: {done / self._total:.0%} done, about {left_s / 60:.0f} min left")
+            where = description or f"{self._name}: {done / self._total:.0%} done"
+            self._console.print(Text(f"{where}, about {left_s / 60:.0f} min left"), soft_wrap=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -93,10 +94,15 @@ class CudaPartitioner(Partitioner):
 
     def recorder(self) -> Recorder:
         """All graphs share a memory pool, so they must run in turn. The device is not synchronised."""
-        pool = self._cuda.graph_pool_handle()
+        pool: Any = None
+        graphs: WeakSet[Any] = WeakSet()
 
         def record(work: Callable[[], None]) -> Callable[[], None]:
+            nonlocal pool
+            if not graphs:  # a pool ends with its last graph, and then takes no other
+                pool = self._cuda.graph_pool_handle()
             graph = self._cuda.CUDAGraph()
+            graphs.add(graph)
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 work()

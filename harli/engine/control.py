@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +19,14 @@ from harli.engine.job import JobMaker, Ready
 from harli.engine.weights import shared_bytes
 from harli.finetune.activations import KeptActivations
 from harli.finetune.checkpoint import Job
-from harli.finetune.trainer import Trainer, one_line
+from harli.finetune.trainer import Trainer
 from harli.memory.arena import Arena
 from harli.memory.layout import UnknownLayout, block_regions
+from harli.passing import passes
+from harli.rows import UnitRecord, UpdateRecord
 from harli.runtime.controller import Controller
 from harli.runtime.session import Session
-from harli.types import HarliError, Slo
+from harli.types import HarliError, Slo, one_line
 from policies.base import PolicyContext
 from policies.registry import make_policy
 from predictor.load import load_predictor
@@ -117,7 +120,10 @@ class Control:
         self._folder = folder
 
     def prepared(self) -> dict[str, Any] | None:
-        """What ``finetune`` returns, once the job is ready and has started; None before."""
+        """What ``finetune`` returns, once the job is ready and has started; None before.
+
+        A problem of the machine, which may pass, comes back as ``passing`` rather than as ``error``.
+        """
         preparing = self._preparing
         assert preparing is not None
         if not preparing.done():
@@ -126,7 +132,8 @@ class Control:
         try:
             return self._start(preparing.result(), self._folder)
         except BaseException as error:  # whatever happened in that thread, the engine goes on
-            return {"error": str(error) if isinstance(error, HarliError) else one_line(error)}
+            message = str(error) if isinstance(error, HarliError) else one_line(error)
+            return {"passing" if passes(error) else "error": message}
 
     def _start(self, ready: Ready, folder: str | None) -> dict[str, Any]:
         session, (job, samples, done) = self._session, ready
@@ -190,7 +197,7 @@ class Control:
     def drain_updates(self) -> list[list[Any]]:
         """Updates since the last call, as rows of ``UpdateRecord``."""
         trainer = self._session.trainer
-        return [] if trainer is None else [list(trainer.updates.popleft()) for _ in range(len(trainer.updates))]
+        return [] if trainer is None else self._since_zero(trainer.updates)
 
     def reshape(self, microbatch_tokens: int, keep: bool) -> dict[str, Any]:
         """Let the job go on with another shape (for profiles). Returns an ``error`` if it cannot.
@@ -207,7 +214,12 @@ class Control:
     def drain_units(self) -> list[list[Any]]:
         """Finetuning's units since the last call, as rows of ``UnitRecord``."""
         trainer = self._session.trainer
-        return [] if trainer is None else [list(trainer.unit_rows.popleft()) for _ in range(len(trainer.unit_rows))]
+        return [] if trainer is None else self._since_zero(trainer.unit_rows)
+
+    def _since_zero(self, rows: deque[UpdateRecord] | deque[UnitRecord]) -> list[list[Any]]:
+        """Take the rows, with their times since the run's zero."""
+        taken = [rows.popleft() for _ in range(len(rows))]
+        return [list(row._replace(time_s=row.time_s - self._session.clock_zero)) for row in taken]
 
     def finish(self) -> None:
         """End the job after its running unit and save it; ``status`` says when that is done."""

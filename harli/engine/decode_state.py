@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler
 
 
+ROOM = 64
+
+
 class _Smallest:
-    """The smallest value of a changing set: a heap whose removed entries are dropped when they surface."""
+    """The smallest value of a changing set: a heap whose removed entries are dropped when they surface.
+
+    Later values are often smaller, so that some never do: they are dropped when they are more than the others.
+    """
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, str]] = []
@@ -23,7 +29,11 @@ class _Smallest:
 
     def add(self, key: str, value: float) -> None:
         self._values[key] = value
-        heapq.heappush(self._heap, (value, key))
+        if len(self._heap) > 2 * len(self._values) + ROOM:  # removed entries that never surfaced
+            self._heap = [(value, key) for key, value in self._values.items()]
+            heapq.heapify(self._heap)
+        else:
+            heapq.heappush(self._heap, (value, key))
 
     def discard(self, key: str) -> None:
         self._values.pop(key, None)

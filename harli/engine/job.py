@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from harli.compute.base import Partitioner
 from harli.config import FinetuneSettings
 from harli.engine.weights import weight_views
@@ -47,7 +49,11 @@ class JobMaker:
             held_out = read_samples(settings.held_out, tokenizer, max_tokens=settings.microbatch_tokens).items
             batches = pack(held_out, microbatch_tokens=settings.microbatch_tokens, seed=settings.seed, epoch=0)
             job = job._replace(held_out=batches)
-        return Ready(job, samples, checkpoint.restore(job, Path(resume)) if resume else 0)
+        done = checkpoint.restore(job, Path(resume)) if resume else 0
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            # Units run on streams that do not wait for this thread's.
+            torch.cuda.current_stream().synchronize()
+        return Ready(job, samples, done)
 
     def _job(self, samples: Samples, settings: FinetuneSettings) -> Job:
         config = self._model_config.hf_text_config

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from harli.compute import openmp
 from harli.config import EngineSettings
@@ -23,13 +26,16 @@ if TYPE_CHECKING:
 WORKER = "harli.engine.worker.HarliWorker"
 GIB = 1 << 30
 HEALTH_CHECK_S = 0.5
+SAVE_POLL_S = 0.05
+SAVE_TIMEOUT_S = 60.0
 
 
 def prepare_environment() -> None:
     """Set what the engine process inherits and must have before it starts; call it before vLLM is imported."""
     os.environ |= openmp.environment()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the worker lives in the engine's process
-    os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")  # a fork cannot use a GPU that was looked at
+    if torch.version.cuda is not None:  # a fork cannot use a GPU that was looked at
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for results
@@ -165,3 +171,14 @@ async def command(engine: AsyncLLM, name: str, *args: Any) -> Any:
     if isinstance(result, dict) and "error" in result:
         raise HarliError(result["error"])
     return result
+
+
+async def finish(engine: AsyncLLM) -> dict[str, Any]:
+    """End the job after its running unit, and wait until it is saved. Returns the last ``status``."""
+    await command(engine, "finish")
+    deadline = time.monotonic() + SAVE_TIMEOUT_S
+    while True:
+        status: dict[str, Any] = await command(engine, "status")
+        if status["ended"] or time.monotonic() > deadline:
+            return status
+        await asyncio.sleep(SAVE_POLL_S)

@@ -84,7 +84,7 @@ class _Scheduling:
         return outputs
 
     def get_kv_cache_usage(self) -> float:
-        usage: float = super().get_kv_cache_usage()  # type: ignore[misc]
+        usage: float = self.kv_cache_manager.usage  # vLLM 0.26 has no such method, and later ones do this
         if (lender := self._lender) is not None:
             usage -= lender.owned / (self.kv_cache_manager.block_pool.num_gpu_blocks - 1)
         return usage

@@ -53,7 +53,7 @@ class HarliWorker(BaseWorker):  # type: ignore[misc]
             return
         openmp.set_team_size(len(usable_cores()))
         current_platform.get_punica_wrapper = lambda: "harli.engine.cpu_lora.LoraByAdapter"
-        with cpu_linear.patched_linears(config.max_num_batched_tokens) as linears:
+        with cpu_linear.patched_linears(config.max_num_seqs, config.max_num_batched_tokens) as linears:
             super().load_model(*args, **kwargs)
         cpu_linear.warm_up(linears, config.max_num_seqs)
 

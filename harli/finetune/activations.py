@@ -68,7 +68,7 @@ class KeptActivations:
             self._layer_bytes = max(self._layer_bytes, free // layers + 1)
         else:
             self._layer_bytes = sum(mark) - sum(arena.mark())
-            self._stack.append(_Layer(index, mark, x, output))
+            self._stack.append(_Layer(index, mark, x, output, _stream(x)))
             self._kept += 1
         return output.detach()
 
@@ -79,6 +79,19 @@ class KeptActivations:
     def holds(self, index: int) -> bool:
         """The layer's backward pass is the next and needs no recomputation."""
         return bool(self._stack) and self._stack[-1].number == index
+
+    def may_run(self, index: int) -> bool:
+        """``holds``, and on the current stream; if it would run on another, the layer is dropped.
+
+        Autograd runs a backward pass on its forward pass's stream, which has the compute units of then.
+        """
+        if not self.holds(index):
+            return False
+        layer = self._stack[-1]
+        if layer.stream == _stream(layer.x):
+            return True
+        self.arena.release(self._stack.pop().mark)
+        return False
 
     def backward(self, gradient: Tensor) -> Tensor | None:
         """The backward pass of the layer on top, which is dropped; the gradient of its input."""
@@ -119,6 +132,8 @@ class _Layer(NamedTuple):
     x: Tensor
     output: Tensor
     """With the graph that leads back to ``x``."""
+    stream: torch.cuda.Stream | None
+    """On which it ran; None on a CPU."""
 
 
 class _Saved(NamedTuple):
@@ -158,6 +173,11 @@ class _Saver:
             copy.copy_(torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage))
             self._copies[key] = copy
         return _Saved(copy, tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _stream(tensor: Tensor) -> torch.cuda.Stream | None:
+    """The stream that work on ``tensor`` is submitted to from here; None on a CPU."""
+    return torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
 
 
 def _unpack(saved: Tensor | _Saved) -> Tensor:

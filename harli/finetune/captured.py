@@ -159,11 +159,14 @@ class CapturedLayers:
             LOG.warning(self.failure)
 
     def _attach_gradients(self, index: int) -> None:
-        """An optimizer may have dropped the gradients, but a graph adds to the addresses that it knows."""
+        """A graph adds to the addresses that it knows. The optimizer may have dropped the gradients, and the backward
+        of a layer that was kept, the first of an update, makes new ones."""
         for parameter, gradient in zip(self._trainable[index], self._gradients[index], strict=True):
-            if parameter.grad is not gradient:
+            if parameter.grad is None:
                 gradient.zero_()
-                parameter.grad = gradient
+            elif parameter.grad is not gradient:
+                gradient.copy_(parameter.grad)
+            parameter.grad = gradient
 
 
 def _tensors(inputs: Any) -> list[Tensor]:

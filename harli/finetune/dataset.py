@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,11 +20,11 @@ MAX_LINE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training sequence; both lists have a length of at most ``max_tokens``."""
+    """One training sequence; both parts have a length of at most ``max_tokens``."""
 
-    tokens: list[int]
-    loss_mask: list[bool]
-    """Whether the token counts towards the loss, as the target of the position before it."""
+    tokens: Sequence[int]
+    loss_mask: Sequence[int]
+    """Whether (1 or 0) the token counts towards the loss, as the target of the position before it."""
 
     @property
     def has_target(self) -> bool:
@@ -101,8 +102,8 @@ def read_samples(path: Path, tokenizer: PreTrainedTokenizerBase, *, max_tokens: 
         except ValueError as error:
             raise HarliError(f"{path}:{number}: {error}") from None
         shortened = len(sample.tokens) > max_tokens
-        if shortened:
-            sample = Sample(sample.tokens[:max_tokens], sample.loss_mask[:max_tokens])
+        # Lists of Python's numbers would take ten times the memory.
+        sample = Sample(array("i", sample.tokens[:max_tokens]), bytes(sample.loss_mask[:max_tokens]))
         if sample.has_target:
             items.append(sample)
             truncated += shortened
@@ -138,7 +139,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line := line.strip():
                     yield number, line
     except OSError as error:
-        raise HarliError(f"cannot read the finetuning data {path}: {error.strerror}") from None
+        raise HarliError(f"cannot read the finetuning data {path}: {error.strerror}") from error
 
 
 def _parse(line: bytes) -> _Text | _Pair | _Chat:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from harli.types import HarliError
 
 IGNORED = -100
 """Label of a position without a target: the default of ``torch.nn.functional.cross_entropy``."""
+OPEN_ROWS = 256
+"""Rows that samples go into at a time, so that a sample's work does not grow with their number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +55,40 @@ def pack(samples: Sequence[Sample], *, microbatch_tokens: int, seed: int, epoch:
     Raises:
         ValueError: a sample is longer than ``microbatch_tokens``.
     """
-    rows = _rows(samples, microbatch_tokens, seed, epoch)
+    rows = pack_rows(samples, trainable(samples, microbatch_tokens), microbatch_tokens, seed, epoch)
     return [_micro_batch([samples[index] for index in row], microbatch_tokens) for row in rows]
+
+
+def trainable(samples: Sequence[Sample], microbatch_tokens: int) -> list[int]:
+    """Indices of the samples that have a target. Raises ValueError if one is longer than ``microbatch_tokens``."""
+    found = [index for index, sample in enumerate(samples) if sample.has_target]
+    longest = max((len(samples[index].tokens) for index in found), default=0)
+    if longest > microbatch_tokens:
+        raise ValueError(f"a sample of {longest} tokens does not fit a micro-batch of {microbatch_tokens}")
+    return found
+
+
+def pack_rows(
+    samples: Sequence[Sample], indices: Sequence[int], microbatch_tokens: int, seed: int, epoch: int
+) -> Iterator[list[int]]:
+    """The samples' indices, row by row as rows close: first-fit over ``OPEN_ROWS``, of which the fullest gives way."""
+    rows: list[list[int]] = []
+    free = np.zeros(OPEN_ROWS, dtype=np.int64)
+    for index in np.random.default_rng((seed, epoch)).permutation(indices).tolist():
+        length = len(samples[index].tokens)
+        place = int(np.argmax(free >= length))
+        if free[place] < length:
+            if len(rows) < OPEN_ROWS:
+                place = len(rows)
+                rows.append([])
+            else:
+                place = int(np.argmin(free))
+                yield rows[place]
+                rows[place] = []
+            free[place] = microbatch_tokens
+        rows[place].append(index)
+        free[place] -= length
+    yield from rows
 
 
 def attention_mask(micro_batch: MicroBatch) -> Tensor:
@@ -77,14 +112,18 @@ class BatchStream(Iterator[MicroBatch]):
         self.samples = samples
         self.microbatch_tokens = microbatch_tokens
         self.seed = seed
-        self._begin_epoch(0)
-        if not self._epoch_rows:
+        self._trainable = trainable(samples, microbatch_tokens)
+        if not self._trainable:
             raise ValueError("no sample has a target")
+        self._epoch, self._index = 0, 0
+        self._packing = _Epoch(self._rows(0))
 
     def __next__(self) -> MicroBatch:
-        if self._index == len(self._epoch_rows):
-            self._begin_epoch(self._epoch + 1)
-        row = self._epoch_rows[self._index]
+        if not self._packing.reaches(self._index + 1):
+            self._epoch, self._index = self._epoch + 1, 0
+            self._packing = _Epoch(self._rows(self._epoch))
+            self._packing.reaches(1)
+        row = self._packing.rows[self._index]
         self._index += 1
         return _micro_batch([self.samples[index] for index in row], self.microbatch_tokens)
 
@@ -95,36 +134,29 @@ class BatchStream(Iterator[MicroBatch]):
     def restore(self, state: dict[str, int]) -> None:
         """Continues where ``state`` was taken from a stream of the same samples, length and seed."""
         epoch, index = state["epoch"], state["index"]
-        rows = _rows(self.samples, self.microbatch_tokens, self.seed, epoch)
-        if not 0 <= index <= len(rows):
+        packing = self._packing if epoch == self._epoch else _Epoch(self._rows(epoch))
+        if index < 0 or not packing.reaches(index):
             raise HarliError(
-                f"the checkpoint is at micro-batch {index} of an epoch, but the finetuning data give {len(rows)}; "
-                "resume with the data that it was made with"
+                f"the checkpoint is at micro-batch {index} of an epoch, but the finetuning data give "
+                f"{len(packing.rows)}; resume with the data that it was made with"
             )
-        self._epoch, self._epoch_rows, self._index = epoch, rows, index
+        self._epoch, self._packing, self._index = epoch, packing, index
 
-    def _begin_epoch(self, epoch: int) -> None:
-        self._epoch_rows = _rows(self.samples, self.microbatch_tokens, self.seed, epoch)
-        self._epoch, self._index = epoch, 0
+    def _rows(self, epoch: int) -> Iterator[list[int]]:
+        return pack_rows(self.samples, self._trainable, self.microbatch_tokens, self.seed, epoch)
 
 
-def _rows(samples: Sequence[Sample], microbatch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
-    """First-fit packing: indices of the samples of each row."""
-    rows: list[list[int]] = []
-    free = np.full(len(samples), microbatch_tokens)
-    for index in np.random.default_rng((seed, epoch)).permutation(len(samples)).tolist():
-        sample = samples[index]
-        if not sample.has_target:
-            continue
-        length = len(sample.tokens)
-        if length > microbatch_tokens:
-            raise ValueError(f"a sample of {length} tokens does not fit a micro-batch of {microbatch_tokens}")
-        row = int(np.argmax(free[: len(rows) + 1] >= length))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(index)
-        free[row] -= length
-    return rows
+class _Epoch:
+    """An epoch's rows, packed as they are asked for: packing a million samples at once would take seconds."""
+
+    def __init__(self, packing: Iterator[list[int]]) -> None:
+        self.rows: list[list[int]] = []
+        self._packing = packing
+
+    def reaches(self, count: int) -> bool:
+        """Pack the first ``count`` rows; False if there are fewer."""
+        self.rows.extend(islice(self._packing, max(0, count - len(self.rows))))
+        return len(self.rows) >= count
 
 
 def _micro_batch(samples: Sequence[Sample], microbatch_tokens: int) -> MicroBatch:
@@ -135,7 +167,8 @@ def _micro_batch(samples: Sequence[Sample], microbatch_tokens: int) -> MicroBatc
     begin = 0
     for segment, sample in enumerate(samples, start=1):
         end = begin + len(sample.tokens)
-        tokens, loss_mask = torch.tensor(sample.tokens), torch.tensor(sample.loss_mask)
+        tokens = torch.tensor(list(sample.tokens))
+        loss_mask = torch.tensor(list(sample.loss_mask), dtype=torch.bool)
         input_ids[0, begin:end] = tokens
         position_ids[0, begin:end] = torch.arange(end - begin)
         labels[0, begin : end - 1] = torch.where(loss_mask[1:], tokens[1:], IGNORED)

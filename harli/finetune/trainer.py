@@ -18,7 +18,7 @@ from harli.finetune.packing import BatchStream
 from harli.finetune.schedule import learning_rate
 from harli.finetune.units import Unit
 from harli.rows import UnitRecord, UpdateRecord
-from harli.types import FinetuneState, HarliError
+from harli.types import FinetuneState, HarliError, one_line
 
 SMOOTHING = 0.2
 UPDATES_KEPT = 1 << 16
@@ -39,13 +39,11 @@ class Trainer(threading.Thread):
         self.gate = gate
         self.state = FinetuneState(ready=True, microbatch_tokens=job.settings.microbatch_tokens)
         self.updates: deque[UpdateRecord] = deque(maxlen=UPDATES_KEPT)
-        """Committed updates that nobody has taken yet."""
+        """Committed updates that nobody has taken yet; their times, and the units', are ``time.monotonic()``."""
         self.unit_rows: deque[UnitRecord] = deque(maxlen=UNITS_KEPT)
         """The last units run that nobody has taken yet."""
         self.beside_decode = False
         """Decode has requests (told by the session)."""
-        self.clock_zero = time.monotonic()
-        """What the times in ``updates`` and ``unit_rows`` count from."""
         self.tokens_done = 0.0
         """Training tokens of the units run so far, uncommitted ones included."""
         self.failure = ""
@@ -152,9 +150,8 @@ class Trainer(threading.Thread):
                 job.stream.restore(position)
                 job.update.passes = passes
         if committed:
-            now = time.monotonic() - self.clock_zero
             tokens = sum(batch.tokens for batch in batches)
-            self.updates.append(UpdateRecord(self._done, now, job.update.loss, tokens, rate))
+            self.updates.append(UpdateRecord(self._done, time.monotonic(), job.update.loss, tokens, rate))
             self._done += 1
         return committed
 
@@ -178,7 +175,7 @@ class Trainer(threading.Thread):
                     self.gate.leave()
                     return False
             try:
-                self._run_unit(unit, granted or 1)
+                self._run_unit(unit, granted or self._finetune_shares[0])
             finally:
                 self.gate.leave()
         return True
@@ -236,7 +233,6 @@ class Trainer(threading.Thread):
         if self._kept is not None:
             self.state.kept_layers = self._kept.layers
         shape = self.state.microbatch_tokens, self.state.kept_layers
-        began -= self.clock_zero
         self.unit_rows.append(UnitRecord(began, kind, units, self.beside_decode, *shape, took_ms, unit.tokens))
 
     def _save_checkpoint(self) -> None:
@@ -263,8 +259,3 @@ class Trainer(threading.Thread):
             self.complete, self.failure = False, self.failure or one_line(error)
         except Exception as error:
             self.save_failure = f"adapter not saved: {one_line(error)}"
-
-
-def one_line(error: BaseException) -> str:
-    """Kind and message of an error."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -172,7 +172,7 @@ class _Pass:
 
     def backward(self, index: int) -> None:
         update, hidden = self._update, self._inputs.pop()
-        if update.kept is not None and update.kept.holds(index):
+        if update.kept is not None and update.kept.may_run(index):
             gradient = update.kept.backward(self._gradient)
         elif update.captured is not None and self._buffers is not None:
             _put(hidden, self._buffers.hidden[index])

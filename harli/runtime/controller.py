@@ -6,13 +6,12 @@ import math
 from collections import deque
 
 from harli.rows import StepRecord
-from harli.types import Decision, DecodeState, FinetuneState, Share
-from policies.base import Policy
+from harli.types import Decision, DecodeState, FinetuneState, Share, one_line
+from policies.base import Policy, share_problem, window_problem
 from predictor.base import Forecast, Predictor
 
 ROWS_KEPT = 1 << 16
 DECISION_LIMIT_MS = 10.0
-WINDOW_LIMIT_MS = 60_000.0
 
 
 class Controller:
@@ -26,11 +25,11 @@ class Controller:
         self.failure = ""
         self.rows: deque[StepRecord] = deque(maxlen=ROWS_KEPT)
         self._policy = policy
-        self._shares = frozenset(policy.context.menu.shares)
-        self._decode_alone = self._checked = Decision(policy.context.menu.decode_alone)
+        self._menu = policy.context.menu
+        self._decode_alone = self._checked = Decision(self._menu.decode_alone)
         self._overrun_ms = 0.0
         self._forecast: Forecast | None = None
-        self._place = {share.decode: place for place, share in enumerate(policy.context.menu.shares[:-1])}
+        self._place = {share.decode: place for place, share in enumerate(self._menu.shares[:-1])}
 
     def decide(self, decode: DecodeState, finetune: FinetuneState) -> Decision:
         """The policy's decision; its window is shortened by what earlier windows overran."""
@@ -41,10 +40,12 @@ class Controller:
                 self._forecast = self.predictor.forecast(decode, finetune)
             decision = self._policy.decide(decode, finetune)
             if decision is not self._checked:  # decisions are immutable, and most policies keep theirs
-                self._check_step(decision)
+                menu, share = self._menu, decision.share
+                if problem := share_problem(share, menu, of_step=True) or window_problem(decision.exclusive_ms):
+                    raise ValueError(problem)
                 self._checked = decision
         except (Exception, SystemExit) as error:
-            self._fail(f"{type(error).__name__}: {error}")
+            self._fail(one_line(error))
             return self._decode_alone
         if self._overrun_ms and decision.exclusive_ms:
             paid = min(self._overrun_ms, decision.exclusive_ms)
@@ -70,9 +71,10 @@ class Controller:
             return self._decode_alone.share
         try:
             share = self._policy.idle(finetune)
-            self._check(share)
+            if problem := share_problem(share, self._menu, of_step=False):
+                raise ValueError(problem)
         except (Exception, SystemExit) as error:
-            self._fail(f"{type(error).__name__}: {error}")
+            self._fail(one_line(error))
             return self._decode_alone.share
         return share
 
@@ -88,18 +90,7 @@ class Controller:
                 self.predictor.observe(row)
             self._policy.observe(row)
         except (Exception, SystemExit) as error:
-            self._fail(f"{type(error).__name__}: {error}")
-
-    def _check(self, share: Share) -> None:
-        if share not in self._shares:
-            raise ValueError(f"share {share} is not on the menu")
-
-    def _check_step(self, decision: Decision) -> None:
-        self._check(decision.share)
-        if not decision.share.decode:
-            raise ValueError(f"share {decision.share} leaves a decode step nothing to run on")
-        if not 0.0 <= decision.exclusive_ms <= WINDOW_LIMIT_MS:
-            raise ValueError(f"a window of {decision.exclusive_ms} ms is not between 0 and {WINDOW_LIMIT_MS:.0f} ms")
+            self._fail(one_line(error))
 
     def _fail(self, reason: str) -> None:
         self._forecast = None

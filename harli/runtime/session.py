@@ -43,11 +43,12 @@ class Session:
         self.slo = Slo()
         self.run = 0
         """Counts the runs begun, so that the scheduler's hook starts each with fresh state."""
+        self.clock_zero = 0.0
+        """The present run's zero, in ``time.monotonic()``."""
         self._interrupted = interrupted
         self._no_finetuning = FinetuneState()
         self._alone = Decision(partitioner.menu.decode_alone)
         self._adopted = False
-        self._clock_zero = 0.0
         self._is_idle = True
         self._decode = DecodeState()
         self._steps = Steps(partitioner)
@@ -65,9 +66,7 @@ class Session:
         if not self._adopted:
             self.partitioner.adopt_decode()
             self._adopted = True
-        self.controller, self._clock_zero = controller, clock_zero
-        if self.trainer is not None:
-            self.trainer.clock_zero = clock_zero
+        self.controller, self.clock_zero = controller, clock_zero
         self._steps.interrupt()
         if self._is_idle:
             self.idle()
@@ -77,8 +76,6 @@ class Session:
         self.failure = ""
         self.gate = trainer.gate
         self.trainer = trainer
-        if self.controller is not None:
-            trainer.clock_zero = self._clock_zero
         self._steps.tokens_seen = 0.0
         trainer.start()
         if self._is_idle:
@@ -164,11 +161,13 @@ class Session:
             self._wait(gate.wait_free)
         else:
             self.check_stall()
-        decode_units = self.partitioner.units if self.failure else self._largest(min(decision.share.decode, gate.free))
+        decode_units = self.partitioner.units
+        if not self.failure:
+            decode_units = self.partitioner.menu.largest_decode(min(decision.share.decode, gate.free))
         self.partitioner.set_decode(decode_units)
         hooks.lender = self.lender if self.loan is not None else None
         units = decode_units, self._held
-        self._steps.begin(controller, decision, self._decode, self.finetune, units, hooks, self._clock_zero)
+        self._steps.begin(controller, decision, self._decode, self.finetune, units, hooks, self.clock_zero)
 
     def end_step(self) -> None:
         """The step has been given to the device; on a CPU its tokens are there."""
@@ -253,10 +252,6 @@ class Session:
             return
         self.failure = f"finetuning stopped: a unit has been running for more than {STALL_S:.0f} s"
         self.gate.close()
-
-    def _largest(self, units: int) -> int:
-        """The largest decode part on the menu that is no more than ``units``; 0 if there is none."""
-        return max((share.decode for share in self.partitioner.menu.shares if share.decode <= units), default=0)
 
 
 def _wall_ms(work: Callable[[], None]) -> float:

@@ -81,16 +81,28 @@ class Database:
         self._connection.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of it or nothing."""
-        self.run("BEGIN")
+    def transaction(self, durable: bool = False) -> Iterator[None]:
+        """All of it or nothing; inside another, a part of that one.
+
+        ``durable``: not even a loss of power undoes it, or what was written before. The server waits for the disk
+        meanwhile, so this is for what a client is told, and not for updates, which come several times a second.
+        """
+        if self._connection.in_transaction:
+            yield
+            return
+        if durable:
+            self.run("PRAGMA synchronous = FULL")
         try:
+            self.run("BEGIN")
             yield
             self.run("COMMIT")
         except BaseException:
             if self._connection.in_transaction:  # SQLite itself rolls back for some errors of the disk
                 self.run("ROLLBACK")
             raise
+        finally:
+            if durable:
+                self.run("PRAGMA synchronous = NORMAL")
 
     def run(self, statement: str, *values: Any) -> sqlite3.Cursor:
         """Execute one statement."""

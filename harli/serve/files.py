@@ -51,15 +51,23 @@ class FileFolder:
             raise HarliError(f"no file {id_!r}")
         return self._folder / id_
 
-    async def add(self, upload: UploadFile) -> File:
-        """Keep an upload. Raises HarliError if it is not finetuning data, or there are too many files."""
+    def check_room(self) -> None:
+        """Raises HarliError if there are as many files as there may be."""
         if self._store.count_files() >= MAX_FILES:
             raise HarliError(f"there are {MAX_FILES} files already; delete some first")
+
+    async def add(self, upload: UploadFile) -> File:
+        """Keep an upload. Raises HarliError if it is not finetuning data, or there are too many files."""
         id_ = f"file-{secrets.token_hex(12)}"
         name = (upload.filename or id_)[:MAX_NAME]
-        size = await asyncio.to_thread(self._write, upload.file, id_, name)
-        file = File(id_, name, size, int(time.time()))
-        self._store.add_file(file)
+        try:
+            size = await asyncio.to_thread(self._write, upload.file, id_, name)
+            self.check_room()  # others may have come meanwhile
+            file = File(id_, name, size, int(time.time()))
+            self._store.add_file(file)
+        except BaseException:
+            (self._folder / id_).unlink(missing_ok=True)
+            raise
         return file
 
     def delete(self, id_: str) -> None:
@@ -81,8 +89,17 @@ class FileFolder:
                 if not check_lines(partial):
                     raise HarliError(f"{name} is empty")
             partial.rename(self._folder / id_)
+            self._flush_names()
         except OSError as error:
             raise HarliError(f"the file cannot be kept: {error.strerror}") from error
         finally:
             partial.unlink(missing_ok=True)
         return size
+
+    def _flush_names(self) -> None:
+        """The new name has to outlast a loss of power, as the content and the row do."""
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, HTTPException, Query, Request
 
 from harli.finetune import checkpoint
 from harli.finetune.trainer import CHECKPOINTS
@@ -27,10 +29,8 @@ def jobs_router(store: Store, jobs_folder: Path, base_model: str, max_rank: int)
     router = APIRouter(prefix="/v1/fine_tuning/jobs")
 
     def known(id_: str) -> Job:
-        try:
+        with _not_found("job"):
             return store.job(id_)
-        except KeyError:
-            raise HTTPException(HTTPStatus.NOT_FOUND, f"no job {id_!r}") from None
 
     def moved(id_: str, status: Status) -> dict[str, Any]:
         known(id_)
@@ -57,8 +57,11 @@ def jobs_router(store: Store, jobs_folder: Path, base_model: str, max_rank: int)
         return store.add_job(f"ftjob-{secrets.token_hex(12)}", request).describe()
 
     @router.get("")
-    async def list_jobs(after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
-        return page(store.jobs(after, limit + 1), limit)
+    async def list_jobs(request: Request, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+        asked = [(key, value) for key, value in request.query_params.items() if key.startswith("metadata[")]
+        metadata = {key.removeprefix("metadata[").removesuffix("]"): value for key, value in asked}
+        with _not_found("job"):
+            return page(store.jobs(after, limit + 1, metadata), limit)
 
     @router.get("/{id_}")
     async def retrieve(id_: str) -> dict[str, Any]:
@@ -66,12 +69,13 @@ def jobs_router(store: Store, jobs_folder: Path, base_model: str, max_rank: int)
 
     @router.get("/{id_}/events")
     async def events(id_: str, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
-        with bad_request():
-            return page(store.events(known(id_).id, after, limit + 1), limit)
+        job = known(id_)
+        with _not_found("event"):
+            return page(store.events(job.id, after, limit + 1), limit)
 
     @router.get("/{id_}/checkpoints")
     async def checkpoints(id_: str, after: str | None = None, limit: Limit = 10) -> dict[str, Any]:
-        saved = [_Checkpoint(id_, path) for path in checkpoint.complete(jobs_folder / known(id_).id / CHECKPOINTS)]
+        saved = _checkpoints(known(id_).id, jobs_folder / id_ / CHECKPOINTS)
         newest_first = [one for one in reversed(saved) if after is None or one.id < after]
         return page(newest_first, limit)
 
@@ -96,22 +100,42 @@ def jobs_router(store: Store, jobs_folder: Path, base_model: str, max_rank: int)
     return router
 
 
+@contextmanager
+def _not_found(what: str) -> Iterator[None]:
+    """Inside, a KeyError becomes status 404."""
+    try:
+        yield
+    except KeyError as error:
+        raise HTTPException(HTTPStatus.NOT_FOUND, f"no {what} {error.args[0]!r}") from None
+
+
 class _Checkpoint:
     """One from which the job would go on; it is not served."""
 
     def __init__(self, job: str, path: Path) -> None:
+        """Raises FileNotFoundError if it is there no more."""
         self.id = f"ftckpt-{job.removeprefix('ftjob-')}-{path.name.removeprefix(checkpoint.PREFIX)}"
         self._job = job
-        self._path = path
+        self._name = path.name
+        self._created_at = int(path.stat().st_mtime)
 
     def describe(self) -> dict[str, Any]:
-        step = int(self._path.name.removeprefix(checkpoint.PREFIX))
+        step = int(self._name.removeprefix(checkpoint.PREFIX))
         return {
             "id": self.id,
             "object": "fine_tuning.job.checkpoint",
-            "created_at": int(self._path.stat().st_mtime),
-            "fine_tuned_model_checkpoint": self._path.name,
+            "created_at": self._created_at,
+            "fine_tuned_model_checkpoint": self._name,
             "fine_tuning_job_id": self._job,
             "metrics": {"step": step},
             "step_number": step,
         }
+
+
+def _checkpoints(job: str, folder: Path) -> list[_Checkpoint]:
+    """The complete ones, oldest first."""
+    found = []
+    for path in checkpoint.complete(folder):
+        with suppress(FileNotFoundError):  # the job has saved a newer one meanwhile, and dropped this
+            found.append(_Checkpoint(job, path))
+    return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Summary
 
@@ -104,3 +105,17 @@ class Metrics:
 
     def breaker_opened(self) -> None:
         self._openings.inc()
+
+
+def keep_newest_series(loggers: Iterable[Any]) -> None:
+    """Of the adapters in use, as vLLM's loggers of statistics tell them, keep the newest series and drop the others.
+
+    vLLM makes a series for every order of names and drops none, and every job's name is new. The value is a time.
+    """
+    for logger in loggers:
+        gauge = getattr(logger, "gauge_lora_info", None)
+        if isinstance(gauge, Gauge):  # else another vLLM, or no adapters
+            samples = [sample for family in gauge.collect() for sample in family.samples]
+            gauge.clear()
+            for newest in sorted(samples, key=lambda sample: sample.value)[-1:]:
+                gauge.labels(**newest.labels).set(newest.value)

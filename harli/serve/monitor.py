@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,8 @@ from harli.rows import StepRecord, UpdateRecord
 from harli.serve.attainment import LatencyCounter, Window
 from harli.serve.breaker import Breaker
 from harli.serve.jobs import Status
-from harli.serve.metrics import Metrics
-from harli.serve.recorder import Recorder
+from harli.serve.metrics import Metrics, keep_newest_series
+from harli.serve.recorder import Recorder, RecordingThread
 from harli.serve.store import Store
 from harli.types import Slo
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 POLL_S = 1.0
-WRITE_S = 60.0
+MINUTE_S = 60.0
 NO_ANSWER_S = 60.0
 """An engine that has not answered for this long hangs: a step, and loading an adapter, take far less."""
 
@@ -54,20 +53,17 @@ class Monitor:
         """The engine's last."""
         self._engine = engine
         self._store = store
-        self._recorder = recorder
+        self._recording = RecordingThread(recorder)
         self._metrics = metrics
         self._latencies = LatencyCounter(self._slo)
         assert engine.logger_manager is not None
-        engine.logger_manager.stat_loggers.append(self._latencies)
+        self._loggers = engine.logger_manager.stat_loggers
+        self._loggers.append(self._latencies)
         self._attainment = {"itl": Window(), "tpot": Window()}
         self._share = ""
         self._paused = False
         self._answered_s = time.monotonic()
-        self._steps: list[StepRecord] = []
-        self._updates: list[UpdateRecord] = []
-        self._written_s = time.monotonic()
-        self._recording = ThreadPoolExecutor(1, "harli-records")
-        self._written: Future[None] | None = None
+        self._minute_s = time.monotonic()
         self._changing = asyncio.Lock()
         metrics.objectives(self._slo)
 
@@ -147,14 +143,13 @@ class Monitor:
                 window.clear()
             self.breaker.reset()
             self._metrics.objectives(self._slo)
-            self._write()
-            self._record(self._recorder.change_settings, self.settings)
+            self._recording.change_settings(self.settings)
         await self._apply()
 
     def add_updates(self, rows: Sequence[UpdateRecord]) -> None:
         """Updates that a job has committed."""
         self._metrics.updates(rows)
-        self._updates.extend(rows)
+        self._recording.add_updates(rows)
 
     # Once a second
 
@@ -167,9 +162,7 @@ class Monitor:
         finally:
             task.cancel()
             await asyncio.wait({task})
-            self._write()
-            self._record(self._recorder.close)
-            await asyncio.to_thread(self._recording.shutdown)
+            await asyncio.to_thread(self._recording.close)
 
     async def _forever(self) -> None:
         """Whatever goes wrong here, requests are served on."""
@@ -192,7 +185,7 @@ class Monitor:
         for name, new in counts.items():
             self._attainment[name].add(now, new)
             self._metrics.attained(name, new, self._attainment[name].counts(now))
-        self._steps.extend(steps)
+        self._recording.add_steps(steps)
         self._share = f"{steps[-1].decode_units}/{steps[-1].finetune_units}" if steps else "idle"
         self._metrics.steps(steps)
         self._metrics.correction(status["predictor"])
@@ -202,8 +195,10 @@ class Monitor:
             self._note_opening()
         await self._apply()
         self._metrics.finetuning(enabled=self.enabled, training=training, breaker_open=self.breaker.open)
-        if now - self._written_s > WRITE_S and (self._written is None or self._written.done()):
-            self._write()
+        if now - self._minute_s > MINUTE_S:
+            self._minute_s = now
+            self._recording.write()
+            keep_newest_series(self._loggers)
 
     async def _apply(self) -> None:
         """Tell the engine whether finetuning may run, if that has changed."""
@@ -218,24 +213,6 @@ class Monitor:
         LOG.warning("%s", self.breaker.reason)
         for job in self._store.jobs_in(Status.RUNNING):
             self._store.add_event(job.id, self.breaker.reason, "warn")
-
-    def _write(self) -> None:
-        self._written_s = time.monotonic()
-        if self._steps:  # updates wait for the steps after them; there may be none at the end
-            steps, updates = self._steps, self._updates
-            self._steps, self._updates = [], []
-            self._record(self._recorder.write, steps, updates)
-
-    def _record(self, write: Callable[..., None], *args: Any) -> None:
-        """One after the other, in a thread: a disk that hangs is no matter of decode. What is refused is dropped."""
-
-        def recorded() -> None:
-            try:
-                write(*args)
-            except Exception as error:
-                LOG.warning("steps are not recorded: %s", error)
-
-        self._written = self._recording.submit(recorded)
 
     @property
     def _slo(self) -> Slo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from harli.config import FinetuneSettings, LoraSettings
 from harli.finetune.dataset import read_samples
-from harli.finetune.packing import pack
+from harli.finetune.packing import pack_rows, trainable
 from harli.serve.files import errors_name
 from harli.serve.jobs import JobRequest
 from harli.types import HarliError
@@ -47,7 +48,7 @@ class Planner:
             self._split(training, train_path, None if validation else held_out_path, request.seed)
             settings = self._settings(request, train_path, held_out_path)
         if validation:
-            held_out_path.write_bytes(validation.read_bytes())
+            shutil.copyfile(validation, held_out_path)
         with errors_name(held_out_path, request.validation_file or request.training_file):
             read_samples(held_out_path, self._tokenizer, max_tokens=settings.microbatch_tokens)
         return settings
@@ -75,7 +76,8 @@ class Planner:
         """An epoch is as many micro-batches as the samples pack into; a batch is rounded to whole ones."""
         defaults, chosen, ours = self._defaults, request.chosen, request.harli
         samples = read_samples(data, self._tokenizer, max_tokens=defaults.microbatch_tokens).items
-        rows = len(pack(samples, microbatch_tokens=defaults.microbatch_tokens, seed=request.seed, epoch=0))
+        length = defaults.microbatch_tokens
+        rows = sum(1 for _ in pack_rows(samples, trainable(samples, length), length, request.seed, epoch=0))
         accumulation = defaults.accumulation
         if chosen.batch_size != "auto":
             accumulation = min(rows, max(1, round(chosen.batch_size * rows / len(samples))))

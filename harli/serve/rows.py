@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,6 +43,13 @@ class Event:
     @property
     def id(self) -> str:
         return f"ftevent-{self.number}"
+
+    @staticmethod
+    def number_of(id_: str) -> int:
+        """The number in an id. Raises KeyError if no event can have that id."""
+        if (match := re.fullmatch(r"ftevent-(\d{1,18})", id_)) is None:
+            raise KeyError(id_)
+        return int(match[1])
 
     def describe(self) -> dict[str, Any]:
         """The object of OpenAI's API."""

@@ -8,19 +8,21 @@ job's checkpoint, from which its next turn goes on exactly.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import math
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from harli.config import FinetuneSettings
 from harli.crashes import DEATHS_ALLOWED
-from harli.finetune.trainer import ADAPTER, one_line
+from harli.finetune.trainer import ADAPTER
+from harli.passing import passes
 from harli.rows import UpdateRecord
 from harli.serve.adapters import Adapters, model_name
 from harli.serve.files import FileFolder
@@ -28,15 +30,13 @@ from harli.serve.jobs import NEXT, Job, JobError, Status
 from harli.serve.planning import Planner
 from harli.serve.store import Store
 from harli.serve.turn import POLL_S, Turn
-from harli.types import HarliError
+from harli.types import HarliError, one_line
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 LOG = logging.getLogger(__name__)
 RETRY_S = 5.0
-PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-"""Errors of the machine rather than of a job, which is tried again."""
 
 
 class JobRunner:
@@ -69,15 +69,16 @@ class JobRunner:
         self._held_back = held_back
         self._on_updates = on_updates
         self._tasks: list[asyncio.Task[None]] = []
+        self._suspect = ""
+        """The job for which a death is noted, in case that the process dies of its files."""
         self.stopping = False
 
     async def start(self) -> None:
         """Serve the adapters of finished jobs again, and go on with the others."""
-        for job in self._store.jobs_in(Status.SUCCEEDED):
-            if job.model:
-                await self._serve_again(job.id, job.model)
-            else:  # deleted; requests that ran then may have needed the folder
-                self._remove_folder(job)
+        finished = self._store.jobs_in(Status.SUCCEEDED)
+        await self._adapters.serve_again({job.model: self._folder / job.id / ADAPTER for job in finished if job.model})
+        # What requests to deleted models may have needed to their end, and what a server left that was killed.
+        await self._remove_folders(*(job for job in finished if not job.model), *self._store.jobs_in(Status.CANCELLED))
         for job in self._store.jobs_in(Status.RUNNING):  # the server was killed: perhaps by what the job did at once
             if job.updates_done == job.turn_began:
                 self._store.note_death(job.id)
@@ -104,23 +105,42 @@ class JobRunner:
 
     async def _validate_next(self) -> None:
         for job in self._store.jobs_in(Status.VALIDATING)[:1]:
-            request = job.request
-            try:
-                training = self._files.path(request.training_file)
-                validation = self._files.path(request.validation_file) if request.validation_file else None
-                settings = await asyncio.to_thread(
-                    self._planner.plan, request, training, validation, self._folder / job.id
-                )
-            except Exception as error:  # whatever is wrong with one job's files, the next job is looked at
-                if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING):
-                    raise
-                message = str(error) if isinstance(error, HarliError) else one_line(error)
-                self._fail(job, "invalid_file", message, "training_file")
-            if self._store.job(job.id).status is Status.VALIDATING:
-                self._store.set_settings(job.id, settings)
-                self._store.move(job.id, Status.QUEUED)
+            if job.id != self._suspect and job.deaths > DEATHS_ALLOWED:
+                self._fail(job, "quarantined", "the server died twice while it read the job's files", "training_file")
             else:
-                self._remove_folder(job)
+                with self._death_noted(job):
+                    plan = await self._plan(job)
+                if isinstance(plan, str):
+                    self._fail(job, "invalid_file", plan, "training_file")
+                elif self._store.job(job.id).status is Status.VALIDATING:
+                    self._store.set_settings(job.id, plan)
+                    self._store.move(job.id, Status.QUEUED)
+            if self._store.job(job.id).status is not Status.QUEUED:
+                await self._remove_folders(job)
+
+    @contextmanager
+    def _death_noted(self, job: Job) -> Iterator[None]:
+        """Inside, a death is noted for the job, which stays if the process does die."""
+        if job.id != self._suspect:  # else a full disk has kept it from being taken back
+            self._store.note_death(job.id)
+            self._suspect = job.id
+        try:
+            yield
+        finally:
+            self._store.forgive_death(job.id)
+            self._suspect = ""
+
+    async def _plan(self, job: Job) -> FinetuneSettings | str:
+        """How the job is trained, or what is wrong with its files."""
+        request = job.request
+        try:
+            training = self._files.path(request.training_file)
+            validation = self._files.path(request.validation_file) if request.validation_file else None
+            return await asyncio.to_thread(self._planner.plan, request, training, validation, self._folder / job.id)
+        except Exception as error:  # whatever is wrong with one job's files, the next job is looked at
+            if passes(error):
+                raise
+            return str(error) if isinstance(error, HarliError) else one_line(error)
 
     async def _train_next(self) -> None:
         for interrupted in self._store.jobs_in(Status.RUNNING):  # left by a killed server, or by a full disk
@@ -148,7 +168,7 @@ class JobRunner:
             if after is Status.RUNNING:
                 self._store.move(job.id, Status.QUEUED)
             elif after is Status.CANCELLED:
-                self._remove_folder(job)
+                await self._remove_folders(job)
 
     def _until(self, job: Job) -> Callable[[], bool]:
         """Whether the turn of ``job`` is over; it begins with the first call. Equals get an update or more."""
@@ -187,19 +207,23 @@ class JobRunner:
         except HarliError as error:
             self._fail(job, "adapter_not_served", str(error))
             return
-        if self._store.job(job.id).status is Status.RUNNING:
-            self._store.move(job.id, Status.SUCCEEDED, model=name)
-        else:  # cancelled or paused while it was loaded
-            await self._adapters.unload(name)
-
-    async def _serve_again(self, id_: str, name: str) -> None:
+        served = False
         try:
-            await self._adapters.load(name, self._folder / id_ / ADAPTER)
-        except HarliError as error:
-            LOG.warning("%s is not served: %s", name, error)
+            if self._store.job(job.id).status is Status.RUNNING:  # neither cancelled nor paused while it was loaded
+                self._store.move(job.id, Status.SUCCEEDED, model=name)
+                served = True
+        finally:
+            if not served:  # nor listed, so that it can be loaded again
+                await self._adapters.unload(name)
 
-    def _remove_folder(self, job: Job) -> None:
-        shutil.rmtree(self._folder / job.id, ignore_errors=True)
+    async def _remove_folders(self, *jobs: Job) -> None:
+        """In a thread, since they may hold gigabytes."""
+
+        def remove() -> None:
+            for job in jobs:
+                shutil.rmtree(self._folder / job.id, ignore_errors=True)
+
+        await asyncio.to_thread(remove)
 
     def _fail(self, job: Job, code: str, message: str, param: str | None = None) -> None:
         """Unless it was paused or cancelled meanwhile."""

@@ -127,9 +127,9 @@ async def _running(runner: JobRunner, engine: AsyncLLM) -> AsyncIterator[None]:
         asyncio.run_coroutine_threadsafe(runner.stop(), loop).result()
         shutdown(timeout=timeout)
 
-    engine.shutdown = save_first
-    await runner.start()
     try:
+        engine.shutdown = save_first
+        await runner.start()
         yield
     finally:
         engine.shutdown = shutdown

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from harli.config import FinetuneSettings
@@ -18,6 +20,11 @@ from harli.serve.jobs import ENDED, NEXT, Job, JobError, JobRequest, Status
 from harli.serve.rows import Event, File, Level
 from harli.types import HarliError
 
+EVENTS_KEPT = 1000
+"""Of a job that has ended; older losses of updates go, at a start."""
+DELETED_KNOWN = 10_000
+"""Deleted files whose place in the list is remembered."""
+
 
 class StateError(HarliError):
     """The job is in a state from which it cannot go where it was asked to."""
@@ -26,38 +33,56 @@ class StateError(HarliError):
 class Store(Database):
     """The tables of one server."""
 
+    def __init__(self, path: Path) -> None:
+        """Raises HarliError as ``Database`` does."""
+        super().__init__(path)
+        self._deleted: dict[str, int] = {}
+        with suppress(sqlite3.OperationalError):  # a full disk is no reason not to start
+            self._drop_old_events()
+
     # Files
 
     def add_file(self, file: File) -> None:
-        self.run("INSERT INTO files VALUES (?, ?, ?, ?)", file.id, file.filename, file.bytes, file.created_at)
+        with self.transaction(durable=True):
+            self.run("INSERT INTO files VALUES (?, ?, ?, ?)", file.id, file.filename, file.bytes, file.created_at)
 
     def file(self, id_: str) -> File | None:
         row = self.run("SELECT * FROM files WHERE id = ?", id_).fetchone()
         return File(**row) if row else None
 
-    def files(self, after: str | None, limit: int) -> list[File]:
-        """The newest first, from the one after ``after``."""
-        rows = self.run(f"SELECT * FROM files WHERE {_OLDER.format('files')} LIMIT ?", after, after, limit)
-        return [File(**row) for row in rows]
+    def files(self, after: str | None, limit: int, oldest_first: bool = False) -> list[File]:
+        """The newest first, from the one after ``after``. That may be deleted, as clients delete while they list.
+
+        Raises KeyError if there is none.
+        """
+        place = None if after is None else self._deleted.get(after) or self._place("files", after)
+        order = _OLDEST_FIRST if oldest_first else _NEWEST_FIRST
+        return [File(**row) for row in self.run(f"SELECT * FROM files WHERE {order}", place, limit)]
 
     def count_files(self) -> int:
         return int(self.run("SELECT count(*) FROM files").fetchone()[0])
 
     def delete_file(self, id_: str) -> None:
-        self.run("DELETE FROM files WHERE id = ?", id_)
+        place = self._place("files", id_)
+        with self.transaction(durable=True):  # its content goes next
+            self.run("DELETE FROM files WHERE id = ?", id_)
+        self._deleted[id_] = place
+        if len(self._deleted) > DELETED_KNOWN:
+            del self._deleted[next(iter(self._deleted))]
 
     # Jobs
 
     def add_job(self, id_: str, request: JobRequest) -> Job:
-        self.run(
-            "INSERT INTO jobs (id, request, priority, status, created_at) VALUES (?, ?, ?, ?, ?)",
-            id_,
-            request.model_dump_json(),
-            request.harli.priority,
-            Status.VALIDATING,
-            int(time.time()),
-        )
-        self.add_event(id_, "job created")
+        with self.transaction(durable=True):
+            self.run(
+                "INSERT INTO jobs (id, request, priority, status, created_at) VALUES (?, ?, ?, ?, ?)",
+                id_,
+                request.model_dump_json(),
+                request.harli.priority,
+                Status.VALIDATING,
+                int(time.time()),
+            )
+            self.add_event(id_, "job created")
         return self.job(id_)
 
     def job(self, id_: str) -> Job:
@@ -67,9 +92,14 @@ class Store(Database):
             raise KeyError(id_)
         return _job(row)
 
-    def jobs(self, after: str | None, limit: int) -> list[Job]:
-        """The newest first, from the one after ``after``."""
-        rows = self.run(f"SELECT * FROM jobs WHERE {_OLDER.format('jobs')} LIMIT ?", after, after, limit)
+    def jobs(self, after: str | None, limit: int, metadata: Mapping[str, str] | None = None) -> list[Job]:
+        """The newest first of those that have all of ``metadata``, from the one after ``after``.
+
+        Raises KeyError if there is none.
+        """
+        place = None if after is None else self._place("jobs", after)
+        wanted = json.dumps(dict(metadata or {}))
+        rows = self.run(f"SELECT * FROM jobs WHERE {_HAS_METADATA} AND {_NEWEST_FIRST}", wanted, place, limit)
         return [_job(row) for row in rows]
 
     def jobs_in(self, status: Status) -> list[Job]:
@@ -78,10 +108,9 @@ class Store(Database):
 
     def base_models(self) -> set[str]:
         """What the jobs that go on, and the adapters that are served, are for."""
-        marks = ", ".join("?" * len(ENDED))
         rows = self.run(
             "SELECT DISTINCT json_extract(request, '$.model') FROM jobs "
-            f"WHERE model IS NOT NULL OR status NOT IN ({marks})",
+            f"WHERE model IS NOT NULL OR status NOT IN {_MARKS}",
             *ENDED,
         )
         return {row[0] for row in rows}
@@ -95,16 +124,22 @@ class Store(Database):
 
     def take_turn(self, id_: str) -> None:
         """The queued job runs from here on, and is the last of its priority to have had a turn."""
-        self.move(id_, Status.RUNNING)
-        self.run("UPDATE jobs SET turn = (SELECT max(turn) + 1 FROM jobs), turn_began = updates_done WHERE id = ?", id_)
+        with self.transaction():
+            self.move(id_, Status.RUNNING)
+            self.run(
+                "UPDATE jobs SET turn = (SELECT max(turn) + 1 FROM jobs), turn_began = updates_done WHERE id = ?", id_
+            )
 
     def note_death(self, id_: str) -> None:
         """The process died while the job was running."""
         self.run("UPDATE jobs SET deaths = deaths + 1 WHERE id = ?", id_)
 
+    def forgive_death(self, id_: str) -> None:
+        """Take back a death that was noted before it could happen, and did not."""
+        self.run("UPDATE jobs SET deaths = deaths - 1 WHERE id = ?", id_)
+
     def count_unfinished(self) -> int:
-        marks = ", ".join("?" * len(ENDED))
-        return int(self.run(f"SELECT count(*) FROM jobs WHERE status NOT IN ({marks})", *ENDED).fetchone()[0])
+        return int(self.run(f"SELECT count(*) FROM jobs WHERE status NOT IN {_MARKS}", *ENDED).fetchone()[0])
 
     def move(self, id_: str, status: Status, error: JobError | None = None, model: str | None = None) -> None:
         """Bring the job into another state. Raises StateError where ``NEXT`` does not allow it."""
@@ -113,7 +148,7 @@ class Store(Database):
             raise StateError(f"job {id_} is {present} and cannot become {status}")
         finished_at = int(time.time()) if status in ENDED else None
         why = error.model_dump_json() if error else None
-        with self.transaction():
+        with self.transaction(durable=status in ENDED):
             self.run(
                 "UPDATE jobs SET status = ?, finished_at = ?, error = ?, model = ? WHERE id = ?",
                 status,
@@ -166,8 +201,8 @@ class Store(Database):
         )
 
     def events(self, id_: str, after: str | None, limit: int) -> list[Event]:
-        """The newest first, from the one after the event with the id ``after``."""
-        before = int(after.rpartition("-")[2]) if after else 1 << 62
+        """The newest first, from the one after the event with the id ``after``; KeyError if no event can have it."""
+        before = 1 << 62 if after is None else Event.number_of(after)
         rows = self.run(
             "SELECT number, created_at, level, type, message, data FROM events WHERE job = ? AND number < ? "
             "ORDER BY number DESC LIMIT ?",
@@ -177,8 +212,29 @@ class Store(Database):
         )
         return [Event(**{**row, "data": json.loads(row["data"]) if row["data"] else None}) for row in rows]
 
+    def _drop_old_events(self) -> None:
+        """Here and not when a job ends: it may be so much that requests would wait."""
+        with self.transaction():
+            for (id_,) in self.run(f"SELECT id FROM jobs WHERE status IN {_MARKS}", *ENDED).fetchall():
+                self.run(_DROP_EVENTS, id_, id_, EVENTS_KEPT)
 
-_OLDER = "(? IS NULL OR rowid < (SELECT rowid FROM {0} WHERE id = ?)) ORDER BY rowid DESC"
+    def _place(self, table: str, id_: str) -> int:
+        """Where it is in lists."""
+        row = self.run(f"SELECT rowid FROM {table} WHERE id = ?", id_).fetchone()
+        if row is None:
+            raise KeyError(id_)
+        return int(row[0])
+
+
+_MARKS = f"({', '.join('?' * len(ENDED))})"
+_NEWEST_FIRST = "rowid < coalesce(?, 1 << 62) ORDER BY rowid DESC LIMIT ?"
+_OLDEST_FIRST = "rowid > coalesce(?, 0) ORDER BY rowid LIMIT ?"
+_HAS_METADATA = """NOT EXISTS (
+    SELECT key, value FROM json_each(?) EXCEPT SELECT key, value FROM json_each(jobs.request, '$.metadata')
+)"""
+_DROP_EVENTS = """DELETE FROM events WHERE job = ? AND type = 'metrics' AND number <= (
+    SELECT number FROM events WHERE job = ? ORDER BY number DESC LIMIT 1 OFFSET ?
+)"""
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harli.engine.launch import command
+from harli.engine.launch import command, finish
 from harli.finetune import checkpoint
 from harli.finetune.trainer import CHECKPOINTS
 from harli.rows import UpdateRecord
 from harli.serve.jobs import Job
+from harli.serve.planning import HELD_OUT, TRAINING
 from harli.serve.store import Store
 from harli.types import HarliError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 POLL_S = 0.25
-SAVE_TIMEOUT_S = 60.0
 
 
 class Turn:
@@ -47,7 +46,8 @@ class Turn:
         """Train, until ``over`` says so or the job ends by itself, and save.
 
         Returns the engine's last ``status`` if the job has ended by itself, None if its turn was over.
-        Cancelling saves too. Raises HarliError if the job cannot begin, EngineDeadError if the engine dies.
+        Cancelling saves too. Raises HarliError if the job cannot begin, OSError if it cannot for now, and
+        EngineDeadError if the engine dies.
         """
         if not await self._start(over):
             return None
@@ -62,18 +62,34 @@ class Turn:
 
     async def _start(self, over: Callable[[], bool]) -> bool:
         """False if the turn was over before the job was ready."""
-        settings = self._job.settings
+        settings, folder = self._job.settings, self._folder
         if settings is None:
             raise HarliError("the job's files were not validated")
-        saved = checkpoint.complete(self._folder / CHECKPOINTS)
+        # Where the data lay when it was put there may be another place than now: a backup's.
+        settings = settings.model_copy(update={"data": folder / TRAINING, "held_out": folder / HELD_OUT})
+        saved = checkpoint.complete(folder / CHECKPOINTS)
         resume = str(saved[-1]) if saved else None
-        await command(self._engine, "prepare", settings.model_dump_json(), str(self._folder), resume)
-        while await command(self._engine, "prepared") is None:
-            if over():
-                await command(self._engine, "release")
-                return False
-            await asyncio.sleep(POLL_S / 5)
+        try:
+            await command(self._engine, "prepare", settings.model_dump_json(), str(folder), resume)
+            while (ready := await command(self._engine, "prepared")) is None:
+                if over():
+                    await command(self._engine, "release")
+                    return False
+                await asyncio.sleep(POLL_S / 5)
+            if problem := ready.get("passing"):
+                problem = problem.replace(f"{folder}/", "")
+                self._store.add_event(self._job.id, f"cannot begin yet: {problem}", "warn")
+                raise OSError(problem)
+        except BaseException:
+            await self._withdraw()
+            raise
         return True
+
+    async def _withdraw(self) -> None:
+        """Nobody waits for the job any more: it does not start, or ends if it has started and its answer was lost."""
+        await command(self._engine, "release")
+        if (await command(self._engine, "status"))["training"]:
+            await self._stop()
 
     async def _training(self) -> bool:
         status = await command(self._engine, "status")
@@ -85,12 +101,7 @@ class Turn:
         return bool(status["training"])
 
     async def _stop(self) -> dict[str, Any]:
-        await command(self._engine, "finish")
-        deadline = time.monotonic() + SAVE_TIMEOUT_S
-        status: dict[str, Any] = await command(self._engine, "status")
-        while not status["ended"] and time.monotonic() < deadline:
-            await asyncio.sleep(POLL_S / 5)
-            status = await command(self._engine, "status")
+        status = await finish(self._engine)
         await self._note_updates()
         await command(self._engine, "release")
         return status

@@ -31,9 +31,13 @@ except ModuleNotFoundError:  # vLLM 0.26
     from vllm.entrypoints.serve.utils.server_utils import get_uvicorn_log_config
 
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
+from vllm.lora.peft_helper import PEFTHelper
+from vllm.lora.request import LoRARequest
 
 __all__ = [
+    "LoRARequest",
     "LoadLoRAAdapterRequest",
+    "PEFTHelper",
     "UnloadLoRAAdapterRequest",
     "build_app",
     "build_async_engine_client",

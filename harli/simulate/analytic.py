@@ -79,7 +79,7 @@ class Roofline:
 H200_LLAMA_3_8B = Roofline(
     name="h200/llama-3-8b",
     model="meta-llama/Meta-Llama-3-8B",
-    menu=Menu((Share(132, 0), Share(112, 16), Share(88, 44), Share(64, 68), Share(44, 88), Share(0, 132))),
+    menu=Menu((Share(132, 0), Share(112, 20), Share(88, 44), Share(64, 68), Share(40, 92), Share(0, 132))),
     bandwidth=4.3e12,
     saturating_units=48,
     flops_by_units=((8, 56e12), (16, 110e12), (44, 325e12), (88, 492e12), (132, 790e12)),
@@ -99,14 +99,12 @@ ROOFLINES = {roofline.name: roofline for roofline in (H200_LLAMA_3_8B,)}
 class AnalyticDevice(Device):
     """A device that follows a ``Roofline``."""
 
-    def __init__(
-        self, roofline: Roofline, finetune: FinetuneSettings, noise: Noise, seed: int, *, coverage: float = 0.99
-    ) -> None:
-        """``coverage``: of the bounds that its predictor gives."""
+    coverage = 0.99
+
+    def __init__(self, roofline: Roofline, finetune: FinetuneSettings, noise: Noise, seed: int) -> None:
         super().__init__(noise, seed)
         self.name, self.model, self.menu = roofline.name, roofline.model, roofline.menu
         self.layers, self.pass_tokens = roofline.layers, finetune.microbatch_tokens
-        self.coverage = coverage
         self._roofline = roofline
         self._costs = {share.decode: roofline.decode_costs(share.decode) for share in self.menu.shares[:-1]}
         self.predictor = AnalyticPredictor(self, roofline, finetune)
@@ -170,4 +168,4 @@ class AnalyticPredictor(Predictor):
         weights_ms, context_ms, token_ms = self._coefficients.T
         gap_ms = np.maximum(weights_ms + np.multiply.outer(context_sum, context_ms), np.multiply.outer(batch, token_ms))
         rates = np.broadcast_to(self._rates, gap_ms.shape)
-        return Outlook(gap_ms, gap_ms * self._bound, rates, np.ones(len(gap_ms), dtype=np.bool_))
+        return Outlook(gap_ms, gap_ms * self._bound, rates)

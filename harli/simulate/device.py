@@ -7,8 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import ClassVar
 
 import numpy as np
+from pydantic import ConfigDict
 
 from harli.types import DecodeState, FinetuneState, HarliError, Menu
 from predictor.base import Floats, Predictor
@@ -22,6 +24,9 @@ BLOCK = 4096
 class Noise:
     """What makes one step differ from the mean of its kind."""
 
+    # Earlier comparisons and simulated runs name more fields, all of them empty.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
+
     sigma: float = 0.03
     """Of the lognormal ratio of a step, or a unit, to its mean; that ratio's own mean is 1."""
     straggler_probability: float = 0.0
@@ -29,13 +34,8 @@ class Noise:
     """A straggling step takes this many times longer."""
     drift_per_minute: float = 0.0
     """Steps take ``1 + drift_per_minute * minutes`` times longer; units keep their times."""
-    solo_ratios: tuple[float, ...] = ()
-    """Measured ratios of steps to their prediction, decode alone and beside finetuning, to draw from in place of the
-    lognormal ones."""
-    corun_ratios: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        ratios = (*self.solo_ratios, *self.corun_ratios)
         if not (0.0 <= self.sigma < math.inf):
             raise HarliError(f"the noise must be a number from 0 on, not {self.sigma}")
         if not 0.0 <= self.straggler_probability <= 1.0:
@@ -44,14 +44,11 @@ class Noise:
             raise HarliError(f"a straggler must take 1 or more times longer, not {self.straggler_factor}")
         if not (0.0 <= self.drift_per_minute < math.inf):
             raise HarliError(f"the drift per minute must be a number from 0 on, not {self.drift_per_minute}")
-        if not all(0.0 < ratio < math.inf for ratio in ratios):
-            raise HarliError("the ratios of steps to their prediction must be positive numbers")
 
-    def steps(self, rng: np.random.Generator, *, corun: bool) -> Iterator[float]:
+    def steps(self, rng: np.random.Generator) -> Iterator[float]:
         """Ratios of steps to their mean, without the drift, for ever."""
-        measured = np.asarray(self.corun_ratios if corun else self.solo_ratios)
         while True:
-            ratios = rng.choice(measured, BLOCK) if measured.size else self.lognormal(rng, BLOCK)
+            ratios = self.lognormal(rng, BLOCK)
             straggling = rng.random(BLOCK) < self.straggler_probability
             yield from np.where(straggling, self.straggler_factor * ratios, ratios).tolist()
 
@@ -62,11 +59,11 @@ class Noise:
 
     @property
     def mean(self) -> float:
-        """Mean ratio of lognormal steps, stragglers included."""
+        """Mean ratio of steps, stragglers included."""
         return 1.0 + self.straggler_probability * (self.straggler_factor - 1.0)
 
     def quantile(self, level: float) -> float:
-        """Quantile of the lognormal ratios, stragglers included and taken to be slower than all other steps."""
+        """Quantile of the ratios of steps, stragglers included and taken to be slower than all other steps."""
         usual = 1.0 - self.straggler_probability
         if level < usual:
             return self.unit_quantile(level / usual)
@@ -107,10 +104,7 @@ class Device(ABC):
 
     def __init__(self, noise: Noise, seed: int) -> None:
         self.noise = noise
-        generators = np.random.default_rng(seed).spawn(2)
-        self._ratios = [
-            noise.steps(generator, corun=corun) for corun, generator in zip((False, True), generators, strict=True)
-        ]
+        self._ratios = [noise.steps(generator) for generator in np.random.default_rng(seed).spawn(2)]
         self._coming = [next(ratios) for ratios in self._ratios]
         """Of the next step, decode alone and beside finetuning."""
 

@@ -64,7 +64,7 @@ class Foresight(Predictor):
 
     def outlook(self, batch: Floats, context_sum: Floats, finetune: FinetuneState) -> Outlook:
         mean = self._device.predictor.outlook(batch, context_sum, finetune)
-        return Outlook(mean.gap_ms, mean.gap_ms, mean.finetune_tokens_per_s, mean.known)
+        return Outlook(mean.gap_ms, mean.gap_ms, mean.finetune_tokens_per_s)
 
     def steps_ms(self, decode: DecodeState, finetune: FinetuneState, held: int) -> list[float]:
         """The coming step at every share while a unit on ``held`` compute units runs on, as the engine does it.

@@ -12,9 +12,9 @@ import numpy as np
 
 from harli.compare.score import Row
 from harli.compare.verdict import ATTAINED
-from harli.records.summary import Floats
+from harli.records.columns import Floats
 from harli.tracking.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION
-from harli.tracking.publish import EXPERIMENT, publish
+from harli.tracking.publish import EXPERIMENT, publish_run
 from harli.tracking.store import open_store, reporting_failures
 from harli.types import HarliError
 
@@ -41,7 +41,7 @@ def publish_comparison(comparison: ComparisonFolder, scored: Sequence[Scored]) -
         with reporting_failures():
             parent = _parent(client, experiment_id, comparison)
         for record in comparison.scored_records():
-            publish(record, parent)
+            publish_run(record, parent)
         with reporting_failures():
             client.log_figure(parent, figure(scored, simulated=_simulated(comparison)), "comparison.png")
             client.log_dict(parent, json.loads(json.dumps(comparison.rows())), "rows.json")
@@ -49,7 +49,7 @@ def publish_comparison(comparison: ComparisonFolder, scored: Sequence[Scored]) -
             client.set_terminated(parent)
     except HarliError as error:
         again = f"harli compare --resume {shlex.quote(str(comparison.folder))}"
-        raise HarliError(f"{error.args[0].split('; the record is kept')[0]}; publish it later with: {again}") from error
+        raise HarliError(f"{error}; publish it later with: {again}") from error
     return parent
 
 

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from harli.records.columns import Floats, column
 from harli.records.reader import Record
-
-Floats = NDArray[np.float64]
 
 BINS = 200
 
@@ -43,7 +41,7 @@ def course(record: Record) -> Course:
     """``record`` in ``BINS`` equal bins, from its beginning until the last thing that happened in it."""
     begin_s, end_s = _step_times(record.steps)
     gap_end_s, gap_ms = _gaps(record.requests)
-    update_s, tokens = _column(record.updates, "time_s"), _column(record.updates, "tokens")
+    update_s, tokens = column(record.updates, "time_s"), column(record.updates, "tokens")
     last_s = max(record.info.duration_s, *(times.max(initial=0.0) for times in (end_s, gap_end_s, update_s)))
     edges = np.linspace(0.0, last_s or 1.0, BINS + 1)
     width_s = edges[1]
@@ -55,39 +53,35 @@ def course(record: Record) -> Course:
         mean: Floats = np.full(BINS, np.nan)
         return np.divide(_integral(edges, begin_s, end_s, values), busy_s, out=mean, where=busy_s > 0.0)
 
-    free, lent, total = (_column(record.steps, f"kv_blocks_{name}") for name in ("free", "lent", "total"))
+    free, lent, total = (column(record.steps, f"kv_blocks_{name}") for name in ("free", "lent", "total"))
     total = np.maximum(total, 1.0)
     committed = np.interp(edges, np.append(0.0, update_s), np.append(0.0, np.cumsum(tokens)))
     return Course(
         time_s=edges[:-1] + width_s / 2.0,
-        batch=_integral(edges, begin_s, end_s, _column(record.steps, "batch")) / width_s,
+        batch=_integral(edges, begin_s, end_s, column(record.steps, "batch")) / width_s,
         itl_p50_ms=_per_bin(edges, gap_end_s, gap_ms, np.median),
         itl_p99_ms=_per_bin(edges, gap_end_s, gap_ms, lambda gaps: np.percentile(gaps, 99)),
         finetune_share=while_busy(_finetune_shares(record.steps)),
         kv_used=while_busy(1.0 - (free + lent) / total),
         kv_lent=while_busy(lent / total),
         finetune_tokens_per_s=np.diff(committed) / width_s,
-        loss=_per_bin(edges, update_s, _column(record.updates, "loss"), np.mean),
+        loss=_per_bin(edges, update_s, column(record.updates, "loss"), np.mean),
     )
-
-
-def _column(table: pa.Table, name: str) -> Floats:
-    return np.asarray(table[name].to_numpy(), dtype=np.float64)
 
 
 def _step_times(steps: pa.Table) -> tuple[Floats, Floats]:
     """When each step began, and when the next one did; a step before idling ends with its forward pass."""
-    begin_s = _column(steps, "time_s")
-    end_s = begin_s + (_column(steps, "window_ms") + _column(steps, "latency_ms")) / 1000.0
+    begin_s = column(steps, "time_s")
+    end_s = begin_s + (column(steps, "window_ms") + column(steps, "latency_ms")) / 1000.0
     next_s = np.append(begin_s[1:], np.inf)
-    idles = np.isnan(np.append(_column(steps, "gap_ms")[1:], np.nan))
+    idles = np.isnan(np.append(column(steps, "gap_ms")[1:], np.nan))
     return begin_s, np.where(idles, np.minimum(end_s, next_s), next_s)[: len(begin_s)]
 
 
 def _finetune_shares(steps: pa.Table) -> Floats:
     """Finetuning's mean share of the compute units in each step, its window included."""
-    finetune, window_ms, latency_ms = (_column(steps, name) for name in ("finetune_units", "window_ms", "latency_ms"))
-    units = (finetune + _column(steps, "decode_units")).max(initial=1.0)
+    finetune, window_ms, latency_ms = (column(steps, name) for name in ("finetune_units", "window_ms", "latency_ms"))
+    units = (finetune + column(steps, "decode_units")).max(initial=1.0)
     share: Floats = finetune / units
     np.divide(window_ms + latency_ms * share, window_ms + latency_ms, out=share, where=window_ms + latency_ms > 0.0)
     return share
@@ -97,7 +91,7 @@ def _gaps(requests: pa.Table) -> tuple[Floats, Floats]:
     """Every gap between two output tokens: when it ended, in seconds since the run began, and its milliseconds."""
     gap_ms = np.asarray(pc.list_flatten(requests["itl_ms"]).to_numpy(), dtype=np.float64)
     counts = pc.list_value_length(requests["itl_ms"]).to_numpy()
-    first_token_s = _column(requests, "arrival_s") + _column(requests, "ttft_ms") / 1000.0
+    first_token_s = column(requests, "arrival_s") + column(requests, "ttft_ms") / 1000.0
     sums_ms = np.append(0.0, np.cumsum(gap_ms))
     before_ms = sums_ms[np.cumsum(counts) - counts]
     return np.repeat(first_token_s - before_ms / 1000.0, counts) + sums_ms[1:] / 1000.0, gap_ms

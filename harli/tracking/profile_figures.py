@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harli.records.columns import column
 from harli.records.profile import Profile
 from harli.tracking.figures import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 
@@ -73,11 +74,7 @@ def quality(
 
 def _coverage(axes: Axes, profile: Profile) -> None:
     steps = profile.steps.filter(np.greater_equal(profile.steps["segment"].to_numpy(), 0))
-    batch, total, gap = (_floats(steps, name) for name in ("batch", "context_sum", "gap_ms"))
+    batch, total, gap = (column(steps, name) for name in ("batch", "context_sum", "gap_ms"))
     shown = axes.scatter(batch, total / np.maximum(batch, 1), c=gap, s=6, cmap="viridis")
     axes.figure.colorbar(shown, ax=axes, label="gap (ms)")
     axes.set(title="coverage", xlabel="batch", ylabel="mean context", xscale="log", yscale="log")
-
-
-def _floats(table: Any, name: str) -> Any:
-    return np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=float)

@@ -35,18 +35,23 @@ METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 
 
-def publish(record: Record, parent: str | None = None) -> str:
+def publish(record: Record) -> str:
+    """``publish_run`` of a record by itself; an error also says how to publish it later."""
+    try:
+        return publish_run(record)
+    except HarliError as error:
+        folder = shlex.quote(str(record.folder))
+        raise HarliError(f"{error}; the record is kept, publish it later with: harli publish {folder}") from error
+
+
+def publish_run(record: Record, parent: str | None = None) -> str:
     """Publish ``record`` as an MLflow run, nested in the run ``parent`` if there is one, and return the run's id.
 
     A record that was published before keeps its run, unless it has ended since; it then gets a new
     one in place of the old. Raises HarliError when MLflow cannot be used; no half run is left.
     """
-    try:
-        client, experiment_id = open_store(EXPERIMENT)
-        return _published(client, experiment_id, record.info) or _new_run(client, experiment_id, record, parent)
-    except HarliError as error:
-        folder = shlex.quote(str(record.folder))
-        raise HarliError(f"{error}; the record is kept, publish it later with: harli publish {folder}") from error
+    client, experiment_id = open_store(EXPERIMENT)
+    return _published(client, experiment_id, record.info) or _new_run(client, experiment_id, record, parent)
 
 
 @reporting_failures()

@@ -66,6 +66,11 @@ def test_an_unknown_flag_is_bad_input() -> None:
     assert CliRunner().invoke(app, ["run", "--polycy", "static"]).exit_code == 2
 
 
+def test_a_parameter_without_a_name_is_bad_input() -> None:
+    result = CliRunner().invoke(app, ["policies", "check", "static", "--param", "=1"])
+    assert str(result.exception) == "--param wants key=value, not '=1'"
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: str) -> None:
         raise RuntimeError("a bug")

@@ -61,6 +61,7 @@ def interrupted(tmp_path: Path) -> Path:
         (["--microbatch-tokens", "1"], "--microbatch-tokens"),
         (["--resume", "nowhere"], "nowhere is not a profile"),
         (["--max-model-len", "0"], "--max-model-len"),
+        (["--lora-rank", "0"], "--lora-rank: Input should be greater than or equal to 1, not 0"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -75,15 +76,16 @@ def test_flags_that_contradict_a_resumed_profile(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, interrupted: Path
 ) -> None:
     before = (interrupted / PROFILE_FILE).read_bytes()
-    for arguments, flag in (
-        (["--model", "small"], "--model"),
-        (["--budget-minutes", "2"], "--budget-minutes"),
-        (["--lora-rank", "4"], "--lora"),
-        (["--shares", "1/1"], "--shares"),
+    for name, value, known in (
+        ("--model", "small", "tiny"),
+        ("--budget-minutes", "2", "1.0"),
+        ("--lora-rank", "4", "8"),
+        ("--shares", "1/1", "()"),
+        ("--finetune-data", "other.jsonl", "None"),
+        ("--seed", "7", "0"),
     ):
-        line = refused(capsys, monkeypatch, "--resume", str(interrupted), *arguments)
-        assert flag in line
-        assert "leave it out to resume" in line
+        line = refused(capsys, monkeypatch, "--resume", str(interrupted), name, value)
+        assert line.endswith(f"was begun with another {name} ({known}); leave it out to resume")
     assert (interrupted / PROFILE_FILE).read_bytes() == before
 
 

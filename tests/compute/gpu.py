@@ -128,10 +128,12 @@ class Graph:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self.stream: Stream | None = None
+        self.pool = 0
         self.captured: frozenset[str] = frozenset()
         self.ended = False
 
     def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+        self.pool = pool
         self.stream = self._cuda.current
         self.captured = self.stream.before
 
@@ -152,6 +154,7 @@ class Cuda:
         self._default = Stream()
         self._threads = threading.local()
         self.events: list[Event] = []
+        self.pools = 0
         self.submitted_ms = self.reached_ms = 0.0
 
     @property
@@ -161,7 +164,8 @@ class Cuda:
         return stream
 
     def graph_pool_handle(self) -> int:
-        return 1
+        self.pools += 1
+        return self.pools
 
     def CUDAGraph(self) -> Graph:
         return Graph(self)

@@ -237,6 +237,14 @@ def test_a_record_is_of_the_streams_work(partitioner: CudaPartitioner) -> None:
     assert graph.stream is partitioner.finetune_streams[44]
 
 
+def test_graphs_share_a_memory_pool_as_long_as_there_is_one_of_them(partitioner: CudaPartitioner) -> None:
+    record = partitioner.recorder()
+    first, second = record(lambda: None), record(lambda: None)
+    assert [replay().pool for replay in (first, second)] == [1, 1]  # type: ignore[attr-defined]
+    del first, second
+    assert record(lambda: None)().pool == 2  # type: ignore[attr-defined]
+
+
 def test_a_capture_that_fails_is_ended(partitioner: CudaPartitioner, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = partitioner._cuda.CUDAGraph()
     monkeypatch.setattr(partitioner._cuda, "CUDAGraph", lambda: graph)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from harli.compute import openmp
-from harli.engine.cpu_linear import patched_linears, warm_up
+from harli.engine.cpu_linear import padded_rows, patched_linears, warm_up
 
 platforms = pytest.importorskip("vllm.platforms")
 if not platforms.current_platform.is_cpu():
     pytest.skip("for vLLM on CPU", allow_module_level=True)
 
 TEAM = 3
-MAX_ROWS = 200
+MAX_BATCH, MAX_ROWS = 20, 200
 
 
 class Layer(nn.Module):
@@ -74,7 +74,7 @@ def team() -> Iterator[None]:
 
 def load(utils: Any, *layers: Layer) -> list[Any]:
     """Load ``layers`` as vLLM does."""
-    with patched_linears(MAX_ROWS) as linears:
+    with patched_linears(MAX_BATCH, MAX_ROWS) as linears:
         for layer in layers:
             utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
     return linears
@@ -120,6 +120,24 @@ def test_a_shapes_first_run_is_by_the_whole_team_and_the_team_is_restored(utils:
     assert runs == [(5, TEAM), (5, 1), (6, TEAM), (6, 2)]
 
 
+def test_batches_run_as_they_are_and_prompts_with_one_of_few_row_counts(utils: Any, runs: Runs) -> None:
+    subject = layer(dtype=torch.float32)
+    load(utils, subject)
+    for rows in (1, MAX_BATCH, MAX_BATCH + 1, 33, 47, 48, 150):
+        x = torch.randn(rows, 128)
+        found = subject.cpu_linear(x, subject.weight, subject.bias)
+        torch.testing.assert_close(found, linear(x, subject.weight, subject.bias), rtol=1e-5, atol=5e-5)
+    assert [rows for rows, _ in runs] == [1, 20, 32, 48, 48, 48, 160]
+
+
+def test_padding_is_small() -> None:
+    counts = [padded_rows(rows, MAX_BATCH) for rows in range(1, 8193)]
+    assert counts[:MAX_BATCH] == list(range(1, MAX_BATCH + 1))
+    assert all(0 <= padded - rows < max(16, rows / 16) for rows, padded in enumerate(counts, start=1))
+    assert len(set(counts)) < 120
+    assert [padded_rows(rows, 1) for rows in (1, 2, 16, 17)] == [1, 16, 16, 32]
+
+
 def test_layers_of_one_shape_share_what_they_have_seen(utils: Any, runs: Runs) -> None:
     first, second, other, with_bias = layer(), layer(), layer(outputs=64), layer(bias=True)
     load(utils, first, second, other, with_bias)
@@ -162,8 +180,9 @@ def test_primitives_of_all_row_counts_are_kept(utils: Any, monkeypatch: pytest.M
         return create(weight, primitive_cache_size)
 
     monkeypatch.setattr(ops, "create_onednn_mm", watched)
-    load(utils, layer(dtype=torch.float32))
-    assert kept == [MAX_ROWS]
+    with patched_linears(60, MAX_ROWS):
+        utils.dispatch_cpu_unquantized_gemm(layer(dtype=torch.float32), remove_weight=True)
+    assert kept == [60 + len(range(64, MAX_ROWS + 16, 16))]
 
 
 def test_vllm_is_as_before_after_loading(utils: Any) -> None:
@@ -172,7 +191,7 @@ def test_vllm_is_as_before_after_loading(utils: Any) -> None:
     before = utils.dispatch_cpu_unquantized_gemm, ops.create_onednn_mm
 
     def fails() -> None:
-        with patched_linears(MAX_ROWS):
+        with patched_linears(MAX_BATCH, MAX_ROWS):
             assert utils.dispatch_cpu_unquantized_gemm is not before[0]
             raise RuntimeError("no such weight")
 

@@ -238,6 +238,15 @@ def test_smallest_of_a_changing_set(changes: list[tuple[str, float | None]]) -> 
         assert smallest.value() == min(plain.values(), default=math.inf)
 
 
+def test_smallest_forgets_what_never_surfaces() -> None:
+    smallest = _Smallest()
+    for number in range(1000):
+        smallest.add(str(number), -float(number))
+        smallest.discard(str(number - 2))
+        assert smallest.value() == -float(number)
+    assert len(smallest._heap) < 100
+
+
 def test_with_a_step_in_flight_every_request_has_its_own_tokens_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asynchronous scheduling: a step is scheduled before the one before it has its tokens."""
     now = 1000.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import LlamaConfig, Qwen2Config
 
 from harli.compute.cpu import CpuPartitioner
 from harli.compute.gate import Gate
+from harli.finetune import activations
 from harli.finetune.activations import KeptActivations
 from harli.finetune.checkpoint import Job
 from harli.finetune.trainer import Trainer
@@ -131,6 +132,20 @@ def test_gradients_are_those_of_recomputed_layers(job: Callable[..., Job], dtype
     for ours, theirs in zip(gradients(borrowed.job), expected, strict=True):
         assert torch.equal(ours, theirs)
     assert borrowed.kept.layers == LAYERS
+
+
+def test_a_layer_that_ran_on_another_stream_is_recomputed(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = gradients(job())
+    borrowed = Borrowed(job())
+    borrowed.lend_from(1)
+    streams = count()
+    monkeypatch.setattr(activations, "_stream", lambda _: next(streams))
+    for ours, theirs in zip(gradients(borrowed.job), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    figures = borrowed.kept.figures()
+    assert (figures["kept"], figures["used_bytes"]) == (LAYERS, 0)
 
 
 def test_twenty_updates_give_the_same_losses(job: Callable[..., Job]) -> None:

@@ -11,12 +11,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from harli.config import LoraSettings
+from harli.finetune.activations import KeptActivations
 from harli.finetune.captured import CapturedLayers, Work
 from harli.finetune.model import build_model
+from harli.memory.arena import Arena
+from harli.memory.loan import Loan
 from tests.finetune.builders import CONFIG, make_job
 
 TOKENS = 12
 UNITS = 2 * CONFIG.num_hidden_layers
+BLOCKS, PAGE = 40, 4096
 
 
 class Recorder:
@@ -214,6 +218,26 @@ def test_updates_run_from_graphs_as_they_run_eagerly(tmp_path: Path) -> None:
         without.model.named_parameters(), with_graphs.model.named_parameters(), strict=True
     ):
         torch.testing.assert_close(found, expected, msg=name)
+
+
+def test_gradients_of_kept_layers_stay_when_graphs_go_on(tmp_path: Path) -> None:
+    without, mixed = (make_job(tmp_path / "data.jsonl", lora=LoraSettings(rank=2)) for _ in range(2))
+    mixed.update.use_graphs(Recorder())
+    loan = Loan(BLOCKS)
+    regions = [torch.zeros(BLOCKS * PAGE, dtype=torch.uint8) for _ in range(4)]
+    kept = KeptActivations(Arena(regions, loan), [*mixed.model.parameters(), *mixed.model.buffers()])
+    mixed.update.kept = kept
+    for job in (without, mixed):
+        loan.move(1)
+        for number, unit in enumerate(job.update.units([next(job.stream) for _ in range(2)], 1e-2), start=1):
+            if unit.name == "optimizer":
+                break
+            unit.run()
+            if number == UNITS + 2:  # the second micro-batch has no room to keep anything
+                loan.move(BLOCKS)
+    assert kept.figures()["kept"] == CONFIG.num_hidden_layers
+    expected = gradients(without.model)
+    assert all(torch.allclose(gradient, expected[name]) for name, gradient in gradients(mixed.model).items())
 
 
 def test_warming_up_a_share_changes_nothing(model: Any) -> None:

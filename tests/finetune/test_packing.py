@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from harli.finetune.dataset import Sample
-from harli.finetune.packing import IGNORED, BatchStream, MicroBatch, attention_mask, pack
+from harli.finetune.packing import IGNORED, BatchStream, MicroBatch, attention_mask, pack, pack_rows, trainable
 from harli.types import HarliError
 
 LENGTH = 16
@@ -144,6 +145,27 @@ def test_a_stream_continues_where_it_was(done: int) -> None:
     for _ in range(6):
         assert torch.equal(next(resumed).input_ids, next(stream).input_ids)
     assert resumed.state() == stream.state()
+
+
+def test_many_samples_are_packed_well_and_once() -> None:
+    lengths = np.random.default_rng(0).integers(2, LENGTH + 1, 3000)
+    samples = [plain(int(length), 100 * number) for number, length in enumerate(lengths)]
+    indices = trainable(samples, LENGTH)
+    rows = list(pack_rows(samples, indices, LENGTH, seed=0, epoch=0))
+    assert sorted(index for row in rows for index in row) == list(range(len(samples)))
+    used = [sum(lengths[index] for index in row) for row in rows]
+    assert max(used) <= LENGTH
+    assert sum(used) > 0.93 * LENGTH * len(rows)
+
+
+def test_a_stream_packs_no_further_than_it_is_asked() -> None:
+    samples = [plain(LENGTH, 100 * number) for number in range(1000)]
+    stream = BatchStream(samples, LENGTH, 0)
+    seen = [next(stream) for _ in range(3)]
+    assert len(stream._packing.rows) == 3
+    resumed = BatchStream(samples, LENGTH, 0)
+    resumed.restore({"epoch": 0, "index": 2})
+    assert torch.equal(next(resumed).input_ids, seen[2].input_ids)
 
 
 def test_a_stream_refuses_a_position_of_other_data() -> None:

@@ -198,7 +198,7 @@ def test_the_champion_stays_unless_the_new_version_is_better_on_fresh_points(man
     assert "no better than the champion" in again.reason
     assert f"on {len(groups(many.winner.judged.data))} fresh groups" in again.reason
     worse = replace(many.artifact.model, solo_base=many.artifact.model.solo_base * 1.2)
-    better = contest(many, champion(many, artifact=replace(many.artifact, model=worse)))
+    better = contest(many, champion(many, artifact=many.artifact.model_copy(update={"model": worse})))
     assert better.champion
     assert "better than the champion" in better.reason
 
@@ -219,7 +219,7 @@ def test_points_of_a_few_fresh_groups_are_too_few_however_many_they_are(few):
 
 
 def test_a_champion_of_something_else_is_no_rival(many):
-    other = replace(many.artifact, identity={**IDENTITY, "model": "another/model-7B", "role": "mixed"})
+    other = many.artifact.model_copy(update={"identity": {**IDENTITY, "model": "another/model-7B", "role": "mixed"}})
     verdict = contest(many, champion(many, artifact=other))
     assert verdict.champion
     assert verdict.reason == (

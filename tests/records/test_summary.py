@@ -23,10 +23,9 @@ def answered(*gaps_ms: float, **changes):
     return REQUEST._replace(**{"output_tokens": len(gaps_ms) + 1, "itl_ms": gaps_ms, "tpot_ms": tpot_ms, **changes})
 
 
-def test_every_metric_has_its_place(tmp_path):
+def test_every_metric_is_there_whatever_happened(tmp_path):
     info = small_run(tmp_path / "run").info
-    assert tuple(metrics()) == METRICS
-    assert set(info.summary) == set(METRICS)
+    assert tuple(info.summary) == METRICS
     assert all(value is not None and math.isfinite(value) for value in info.summary.values())
 
 

@@ -6,13 +6,15 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from harli.rows import UpdateRecord
 from harli.serve.attainment import Counts
-from harli.serve.metrics import DRIFT, Metrics
+from harli.serve.metrics import DRIFT, Metrics, keep_newest_series
 from harli.types import Slo
 from tests.records.builders import STEP
 
@@ -96,3 +98,15 @@ def test_the_dashboard_asks_for_metrics_that_exist(metrics: Metrics, registry: C
     used = {name for expression in asked for name in re.findall(r"harli_\w+", expression)}
     assert used
     assert used <= known
+
+
+def test_of_the_adapters_in_use_only_the_newest_series_stays(registry: CollectorRegistry) -> None:
+    gauge = Gauge("vllm:lora_requests_info", "Adapters.", ["max_lora", "running"], registry=registry)
+    for time_s, names in ((5.0, "a,b"), (7.0, "b,a"), (6.0, "a")):
+        gauge.labels(max_lora=1, running=names).set(time_s)
+    loggers = [SimpleNamespace(gauge_lora_info=gauge), SimpleNamespace(gauge_lora_info=None), object()]
+    for _ in range(2):
+        keep_newest_series(loggers)
+    (family,) = registry.collect()
+    assert [(sample.labels["running"], sample.value) for sample in family.samples] == [("b,a", 7.0)]
+    assert "gauge_lora_info" in PrometheusStatLogger.__init__.__code__.co_names  # where vLLM keeps it

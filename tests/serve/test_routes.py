@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fastapi import FastAPI
 
@@ -15,54 +12,10 @@ from harli.serve import files as files_module
 from harli.serve import jobs_api
 from harli.serve.authenticate import RequireKey
 from harli.serve.files import FileFolder
-from harli.serve.files_api import files_router
 from harli.serve.jobs import Status
-from harli.serve.jobs_api import jobs_router
 from harli.serve.store import Store
+from tests.serve.routes import MAX_BYTES, Client, kept
 from tests.serve.server_process import sums
-
-MAX_BYTES = 64 << 10
-
-
-class Client:
-    """Calls the routes in this thread, which the store belongs to."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
-        async def call() -> httpx.Response:
-            transport = httpx.ASGITransport(self._app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-                return await client.request(method, path, **options)
-
-        return asyncio.run(call())
-
-    def upload(self, content: bytes, name: str = "data.jsonl", purpose: str = "fine-tune") -> httpx.Response:
-        return self("POST", "/v1/files", files={"file": (name, content)}, data={"purpose": purpose})
-
-    def create(self, **change: Any) -> httpx.Response:
-        body = {"model": "tiny", "training_file": self.upload(sums(10)).json()["id"]} | change
-        return self("POST", "/v1/fine_tuning/jobs", json=body)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "jobs.sqlite")
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def client(tmp_path: Path, store: Store) -> Client:
-    app = FastAPI()
-    app.include_router(files_router(FileFolder(tmp_path / "files", store), store, MAX_BYTES))
-    app.include_router(jobs_router(store, tmp_path / "jobs", "tiny", 16))
-    return Client(app)
-
-
-def kept(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "files").iterdir())
 
 
 def test_a_file_comes_back_as_it_was_sent_until_it_is_deleted(client: Client, tmp_path: Path) -> None:

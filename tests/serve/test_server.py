@@ -92,8 +92,9 @@ def test_only_a_key_opens(server: Server, path: str) -> None:
 
 def test_a_finished_job_is_served_at_once_under_its_name(server: Server, tuned: Any) -> None:
     assert (tuned.status, tuned.error) == ("succeeded", None)
-    assert tuned.fine_tuned_model.startswith("ft:tiny:sums:")
+    assert tuned.fine_tuned_model == f"ft:tiny:sums:{tuned.id.removeprefix('ftjob-')}"
     assert tuned.fine_tuned_model in [model.id for model in server.client.models.list()]
+    assert server.client.models.retrieve(tuned.fine_tuned_model).parent == "tiny"
     events = list(server.client.fine_tuning.jobs.list_events(tuned.id, limit=100))
     losses = [event.data["train_loss"] for event in reversed(events) if event.data and "train_loss" in event.data]
     assert len(losses) == tuned.harli["updates"]
@@ -142,7 +143,7 @@ def test_an_adapter_that_makes_held_out_text_less_likely_is_not_served(server: S
     failed = wait_for(server, job, ended)
     assert (failed.status, failed.fine_tuned_model) == ("failed", None)
     assert failed.error.code == "held_out_loss"
-    assert not any(job.removeprefix("ftjob-")[:8] in model.id for model in server.client.models.list())
+    assert not any(job.removeprefix("ftjob-") in model.id for model in server.client.models.list())
 
 
 def test_bad_data_fails_the_job_with_a_line(server: Server) -> None:
@@ -214,6 +215,8 @@ def test_an_adapter_can_be_taken_away(server: Server, tuned: Any) -> None:
     next(running)
     assert server.client.models.delete(tuned.fine_tuned_model).deleted
     assert list(running)[-1].choices[0].finish_reason == "length"  # what runs ends as it began
+    with pytest.raises(openai.NotFoundError):
+        server.client.models.retrieve(tuned.fine_tuned_model)
     assert tuned.fine_tuned_model not in [model.id for model in server.client.models.list()]
     with pytest.raises(openai.NotFoundError):
         complete_text(server, tuned.fine_tuned_model)

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import closing
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harli.rows import UpdateRecord
+from harli.serve import store as store_module
 from harli.serve.jobs import ENDED, NEXT, Extension, Job, JobError, JobRequest, Status
 from harli.serve.rows import File
 from harli.serve.store import StateError, Store
 from harli.types import HarliError
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "jobs.sqlite")
-    yield store
-    store.close()
 
 
 def add(store: Store, name: str, priority: int = 0, status: Status = Status.QUEUED) -> Job:
@@ -142,3 +137,84 @@ def test_it_knows_which_models_its_unfinished_jobs_and_served_adapters_are_for(s
     store.move("a", Status.SUCCEEDED, model="ft:old")
     store.move("b", Status.CANCELLED)
     assert store.base_models() == {"old", "new"}
+
+
+@pytest.mark.parametrize(
+    ("refused", "write"),
+    [
+        ("INSERT INTO events", lambda store: add(store, "b")),
+        ("UPDATE jobs SET turn", lambda store: store.take_turn("a")),
+    ],
+)
+def test_what_the_disk_refuses_in_part_is_not_done_at_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch, refused: str, write: Callable[[Store], Any]
+) -> None:
+    before = add(store, "a")
+    run = store.run
+
+    def refuse(statement: str, *values: Any) -> sqlite3.Cursor:
+        if statement.startswith(refused):
+            raise sqlite3.OperationalError("database or disk is full")
+        return run(statement, *values)
+
+    monkeypatch.setattr(store, "run", refuse)
+    with pytest.raises(sqlite3.OperationalError):
+        write(store)
+    assert store.jobs(None, 10) == [before]
+
+
+def test_what_a_client_is_told_of_waits_for_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels, run = [], store.run
+
+    def watch(statement: str, *values: Any) -> sqlite3.Cursor:
+        if statement == "COMMIT":
+            levels.append(run("PRAGMA synchronous").fetchone()[0])
+        return run(statement, *values)
+
+    monkeypatch.setattr(store, "run", watch)
+    normal, full = 1, 2
+    store.add_file(File("file-1", "data.jsonl", 12, 1_700_000_000))
+    store.delete_file("file-1")
+    add(store, "a", status=Status.RUNNING)
+    store.add_updates("a", [update(0)])
+    store.move("a", Status.FAILED)
+    assert levels == [full, full, full, normal, normal, normal, full]
+
+
+def test_a_start_drops_old_losses_of_ended_jobs(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        add(store, name, status=Status.RUNNING)
+        store.add_updates(name, [update(number) for number in range(6)])
+    store.move("a", Status.CANCELLED)
+    store.close()
+    monkeypatch.setattr(store_module, "EVENTS_KEPT", 3)
+    with closing(Store(tmp_path / "jobs.sqlite")) as again:
+        kept = [event.message.split(":")[0] for event in again.events("a", None, 100)]
+        assert kept == ["job cancelled", "update 6", "update 5", "job running", "job queued", "job created"]
+        assert len(again.events("b", None, 100)) == 9
+
+
+def test_a_place_in_the_list_of_files_outlives_the_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "DELETED_KNOWN", 1)
+    for number in range(5):
+        store.add_file(File(f"file-{number}", "data.jsonl", 12, 1_700_000_000))
+    store.delete_file("file-1")
+    store.delete_file("file-3")
+    assert [file.id for file in store.files("file-3", 10)] == ["file-2", "file-0"]
+    assert [file.id for file in store.files("file-3", 10, oldest_first=True)] == ["file-4"]
+    with pytest.raises(KeyError):
+        store.files("file-1", 10)
+
+
+def test_jobs_are_found_by_all_of_the_metadata_asked_for(store: Store) -> None:
+    odd = 'a.b"c'
+    for name, metadata in (("a", None), ("b", {"who": "me"}), ("c", {"who": "me", odd: "1"}), ("d", {odd: "me"})):
+        store.add_job(name, JobRequest(model="tiny", training_file="f", metadata=metadata))
+
+    def found(**wanted: str) -> list[str]:
+        return [job.id for job in store.jobs(None, 10, wanted)]
+
+    assert found() == ["d", "c", "b", "a"]
+    assert found(who="me") == ["c", "b"]
+    assert found(**{"who": "me", odd: "1"}) == ["c"]
+    assert found(who="1") == []

@@ -118,13 +118,13 @@ def invoke(app: typer.Typer, *arguments: str) -> Result:
 
 
 def test_the_command_leaves_a_record_and_compares(app: typer.Typer) -> None:
-    first = invoke(app, "--policy", "static", "--param", "share=112/16", "--duration", "5", "--out", "one", "--json")
+    first = invoke(app, "--policy", "static", "--param", "share=112/20", "--duration", "5", "--out", "one", "--json")
     assert first.exit_code == 0, first.output
     metrics = json.loads(first.stdout)
     assert metrics["decode/requests_completed"] > 5
     info = read_record(Path("one")).info
     assert info.simulated
-    assert info.policy_params == {"share": "112/16"}
+    assert info.policy_params == {"share": "112/20"}
     assert info.model == "meta-llama/Meta-Llama-3-8B"
 
     again = json.loads(invoke(app, "--like", "one", "--out", "two", "--json").stdout)

@@ -55,7 +55,8 @@ def test_gaps_grow_with_the_finetune_share(drawn):
 
 
 def test_a_model_without_trees_has_no_importance(trained):
-    bare = replace(trained.artifact, model=replace(trained.artifact.model, solo_trees=None, corun_trees=None))
+    model = replace(trained.artifact.model, solo_trees=None, corun_trees=None)
+    bare = trained.artifact.model_copy(update={"model": model})
     titles = [axes.get_title() for axes in importance(bare).axes]
     assert titles == ["decode alone: no trees, linear only", "beside finetuning: no trees, linear only"]
 

@@ -6,7 +6,7 @@ from mlflow import MlflowClient
 from harli.records.reader import read_record
 from harli.records.summary import METRICS
 from harli.tracking import publish as publish_module
-from harli.tracking.publish import EXPERIMENT, publish
+from harli.tracking.publish import EXPERIMENT, publish, publish_run
 from harli.types import HarliError
 from tests.records.builders import small_run
 
@@ -125,4 +125,7 @@ def test_an_unreachable_server_is_one_line_that_says_how_to_publish_later(record
     message = str(raised.value)
     assert "\n" not in message
     assert message.endswith(f"the record is kept, publish it later with: harli publish '{record.folder}'")
+    with pytest.raises(HarliError) as plain:
+        publish_run(record)
+    assert message.startswith(f"{plain.value}; the record is kept")
     assert read_record(record.folder).info == record.info
