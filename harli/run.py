@@ -133,9 +133,8 @@ class PolicyRun:
     async def _start_finetuning(self, folder: Path, resume: Path | None) -> None:
         settings, checkpoint = self._settings.finetune.model_dump_json(), str(resume) if resume else None
         started = await command(self._engine, "finetune", settings, str(folder), checkpoint)
-        self._finetune = FinetuneInfo(
-            state="running", shared_bytes=started["shared_bytes"], base_bytes=started["base_bytes"]
-        )
+        told = ("shared_bytes", "base_bytes", "samples", "truncated", "dropped")
+        self._finetune = FinetuneInfo(state="running", **{name: started[name] for name in told})
 
     async def _prepared(self) -> bool:
         """Wait while finetuning makes its CUDA graphs; False if it made none."""

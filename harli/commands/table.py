@@ -52,6 +52,8 @@ def run_table(info: RunInfo) -> Table:
     if job.base_bytes:
         share = f"{job.shared_bytes / 2**20:,.0f} of {job.base_bytes / 2**20:,.0f} MiB"
         table.add_row("base weights", f"{share} shared with decode, not copied")
+    if job.samples:
+        table.add_row("samples", f"{job.samples:,}, of which {job.truncated:,} cut; {job.dropped:,} left out")
     if job.memory:
         peak, kept, revoked = (job.memory.get(name, 0) for name in ("peak_bytes", "kept", "revoked"))
         lent = f"{number('memory/lent_mean', 2)} of the KV cache lent, {peak / 2**20:,.0f} MiB used at most"

@@ -86,6 +86,12 @@ class FinetuneInfo(Info):
     shared_bytes: NonNegativeInt = 0
     """Bytes of base weights that finetuning uses in place, out of ``base_bytes``."""
     base_bytes: NonNegativeInt = 0
+    samples: NonNegativeInt = 0
+    """Of the finetuning data, those that are trained on."""
+    truncated: NonNegativeInt = 0
+    """Of ``samples``, those longer than a micro-batch, cut on the right."""
+    dropped: NonNegativeInt = 0
+    """Samples left out, since cutting left them without a target."""
     memory: dict[str, NonNegativeInt] = {}
     """Borrowed memory by the end: bytes at most, layers whose activations were kept, and those dropped by a recall."""
 

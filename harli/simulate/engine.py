@@ -74,7 +74,7 @@ class SimulatedEngine:
         elif finetune.held == device.units:
             now_s = finetune.wait()
         free = device.units - finetune.held  # a unit of the share before may still run
-        decode_units = share.decode if share.decode <= free else self._largest(free)
+        decode_units = share.decode if share.decode <= free else device.menu.largest_decode(free)
         predicted_ms, bound_ms = controller.predicted_ms(decode_units)
         row = StepRecord.begun(
             decode,
@@ -97,7 +97,3 @@ class SimulatedEngine:
         row = row._replace(latency_ms=took_ms, gap_ms=(end_s - self._last_end_s) * 1e3, finetune_tokens=tokens)
         controller.observe(row)
         self.now_s = self._last_end_s = end_s
-
-    def _largest(self, units: int) -> int:
-        """The largest decode part on the menu that is no more than ``units``."""
-        return max((share.decode for share in self._device.menu.shares if share.decode <= units), default=0)
