@@ -11,7 +11,7 @@ REQUIREMENTS ?= requirements/cpu.txt
 # Where pip is told of a folder of wheels, uv finds the CPU build of torch there; elsewhere at PyTorch's own index.
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
-else
+else ifeq ($(REQUIREMENTS),requirements/cpu.txt)
 export UV_TORCH_BACKEND ?= cpu
 endif
 

@@ -25,7 +25,8 @@ from harli.commands.interrupt import INTERRUPTED
 from harli.types import HarliError
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 2 bad input or environment, one line says what to mend; "
+    "Exit codes: 0 done; 2 bad input or environment, a dead engine or a policy that fails its check, one line says what to "
+    "mend; "
     "130 interrupted by Ctrl-C, what was measured and learned is kept."
 )
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from harli import crashes
 from harli.config import RunSettings
@@ -14,7 +12,7 @@ from harli.engine import device
 from harli.engine.launch import engine_arguments, launched, prepare_environment
 from harli.engine.log import warnings
 from harli.finetune import checkpoint
-from harli.finetune.builtin import write_builtin_dataset
+from harli.finetune.builtin import given_or_builtin
 from harli.finetune.dataset import read_samples
 from harli.forecasting import choose
 from harli.live import Progress
@@ -63,12 +61,8 @@ class Experiment:
         so and a HarliError is raised.
         """
         settings = self.settings
-        with ExitStack() as cleanup:
-            if settings.finetune.data is None:
-                data = Path(cleanup.enter_context(TemporaryDirectory(prefix="harli-"))) / "docstrings.jsonl"
-                write_builtin_dataset(data)
-                finetune = settings.finetune.model_copy(update={"data": data})
-                settings = settings.model_copy(update={"finetune": finetune})
+        with given_or_builtin(settings.finetune.data) as data:
+            settings = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"data": data})})
             if self.resume:
                 checkpoint.check(self.resume, settings.finetune, self._model)
             info = self._info()

@@ -6,17 +6,15 @@ import asyncio
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from harli.engine import device
 from harli.engine.launch import command, engine_arguments, launched, prepare_environment
 from harli.engine.log import warnings
 from harli.experiment import check_data
-from harli.finetune.builtin import write_builtin_dataset
+from harli.finetune.builtin import given_or_builtin
 from harli.forecasting import identity
 from harli.records.profile import PROFILE_FILE, Profile, ProfileInfo, read_profile
 from harli.types import HarliError, Menu
@@ -56,11 +54,7 @@ class Profiling:
         ends before the corners are done, or when the engine fails.
         """
         settings = self.settings
-        with ExitStack() as cleanup:
-            data = settings.finetune.data
-            if data is None:
-                data = Path(cleanup.enter_context(TemporaryDirectory(prefix="harli-"))) / "docstrings.jsonl"
-                write_builtin_dataset(data)
+        with given_or_builtin(settings.finetune.data) as data:
             finetune = settings.finetune.model_copy(update={"data": data})
             target = ProfileFolder(folder, self._before)
             try:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from harli import crashes
@@ -21,7 +19,7 @@ from harli.engine import device
 from harli.engine.launch import engine_arguments, launched, prepare_environment
 from harli.engine.log import warnings
 from harli.experiment import ENGINE_LOG, check_data
-from harli.finetune.builtin import write_builtin_dataset
+from harli.finetune.builtin import given_or_builtin
 from harli.finetune.trainer import CHECKPOINTS
 from harli.forecasting import Chosen, choose
 from harli.live import Progress as RunProgress
@@ -72,11 +70,7 @@ class EngineComparison(Comparison):
         resumed.
         """
         self.prepare(folder)
-        with ExitStack() as cleanup:
-            data = self.settings.run.finetune.data
-            if data is None:
-                data = Path(cleanup.enter_context(TemporaryDirectory(prefix="harli-"))) / "docstrings.jsonl"
-                write_builtin_dataset(data)
+        with given_or_builtin(self.settings.run.finetune.data) as data:
             async with launched(self.settings.run.engine, folder / ENGINE_LOG) as engine:
                 on_start(warnings(folder / ENGINE_LOG))
                 await Sitting(self, folder, data, on_progress).run(engine)

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -95,6 +96,18 @@ def write_builtin_dataset(path: Path, limit: int = 400) -> int:
     except OSError as error:
         raise HarliError(f"cannot write the finetuning data {path}: {error.strerror}") from None
     return len(pairs)
+
+
+@contextmanager
+def given_or_builtin(data: Path | None) -> Iterator[Path]:
+    """The file itself, or if there is none the built-in set in a temporary one. Raises HarliError as writing does."""
+    if data is not None:
+        yield data
+        return
+    with tempfile.TemporaryDirectory(prefix="harli-") as temporary:
+        written = Path(temporary) / "docstrings.jsonl"
+        write_builtin_dataset(written)
+        yield written
 
 
 def _pairs() -> Iterator[tuple[str, str]]:
