@@ -25,9 +25,8 @@ from harli.commands.interrupt import INTERRUPTED
 from harli.types import HarliError
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 2 bad input or environment, a dead engine or a policy that fails its check, one line says what to "
-    "mend; "
-    "130 interrupted by Ctrl-C, what was measured and learned is kept."
+    "Exit codes: 0 done; 2 bad input or environment, a dead engine or a policy that fails its check, one line says "
+    "what to mend; 130 interrupted by Ctrl-C, what was measured and learned is kept."
 )
 
 app = typer.Typer(

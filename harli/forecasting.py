@@ -67,7 +67,7 @@ def _load(settings: RunSettings, context: PolicyContext) -> Chosen:
     if reasons and not settings.force_predictor:
         raise HarliError(
             f"the predictor {settings.predictor} is not for this run: {reasons[0]}; `harli profile --role "
-            f"{settings.engine.role}` and `harli train-predictor` make one that is, --force-predictor uses it all the same"
+            f"{settings.engine.role}` and `harli train-predictor` make one that is; --force-predictor uses this one"
         )
     make_policy(settings.policy, settings.params, replace(context, predictor=in_use(artifact)))
     return Chosen(folder, PredictorInfo(source=settings.predictor, data_sha256=artifact.data_sha256))

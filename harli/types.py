@@ -119,6 +119,10 @@ class Menu:
         """The largest decode part that is no more than ``units``; 0 if there is none."""
         return max((share.decode for share in self.shares if share.decode <= units), default=0)
 
+    def largest_finetune(self, units: int) -> int:
+        """The largest finetune part that is no more than ``units``; 0 if there is none."""
+        return max((share.finetune for share in self.shares if share.finetune <= units), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

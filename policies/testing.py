@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from harli.rows import StepRecord
-from harli.types import Decision, DecodeState, FinetuneState, Menu, Share, Slo, one_line
+from harli.types import Decision, DecodeState, FinetuneState, HarliError, Menu, Share, Slo, one_line
 from policies.base import Policy, PolicyContext, share_problem, window_problem
 from policies.registry import make_policy, parameters
 from policies.trial import MAX_BATCH, MENU, ExactPredictor, States, random_states
@@ -108,7 +108,14 @@ def _kept(name: str, rule: Callable[..., str | Result], *arguments: Any) -> Resu
 def _maker(policy: str | type[Policy], params: Mapping[str, Any]) -> Make:
     if isinstance(policy, str):
         return lambda context: make_policy(policy, params, context)
-    return lambda context: policy(context, **params)
+
+    def make(context: PolicyContext) -> Policy:
+        try:
+            return policy(context, **params)
+        except Exception as error:
+            raise HarliError(f"{policy.__name__} cannot start with these parameters: {one_line(error)}") from error
+
+    return make
 
 
 def _play(policy: Policy, states: States) -> list[Outcome]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harli.types import UnitTime
-
-if TYPE_CHECKING:
-    from predictor.base import Floats
 
 SMALL = 0.1
 """Units shorter than this part of the longest fit into whatever the others leave."""
@@ -76,7 +72,7 @@ class UnitTimes:
                 held_ms += length * count
         return min(held_ms / needed, window_ms)
 
-    def in_windows_ms(self, window_ms: Floats, split: NDArray[np.bool_]) -> Floats:
+    def in_windows_ms(self, window_ms: NDArray[np.float64], split: NDArray[np.bool_]) -> NDArray[np.float64]:
         """The same for arrays that broadcast."""
         needed, held_ms = np.full(window_ms.shape, 1e-9), np.full(window_ms.shape, self._small_ms)
         for length, count in self._large:

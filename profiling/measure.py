@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from harli.records.columns import column
 from harli.types import Costs, UnitTime
 from predictor.units import units_per_pass
 
@@ -56,9 +57,7 @@ def costs(steps: pa.Table, all_units: int) -> Costs:
         all_units: compute units of the device.
     """
     columns = ("gap_ms", "exclusive_ms", "decode_units", "batch", "admitted")
-    gap, asked, decode, batch, admitted = (
-        np.asarray(steps[name].to_numpy(zero_copy_only=False), dtype=float) for name in columns
-    )
+    gap, asked, decode, batch, admitted = (column(steps, name) for name in columns)
     labelled = steps["segment"].to_numpy() >= 0
     plain = np.isfinite(gap) & (admitted == 0)
 

@@ -43,7 +43,7 @@ class Profiling:
         if self._before is not None:
             _check_same(self._before, settings)
         if settings.finetune.data is not None:
-            check_data(settings.finetune.data, self._arguments["model"], settings.finetune.microbatch_tokens)
+            check_data(settings.finetune.data, self._arguments["model"], min(settings.microbatches))
 
     async def execute(
         self, folder: Path, on_start: Callable[[list[str]], None], on_progress: Callable[[Progress], None]

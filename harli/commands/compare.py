@@ -15,7 +15,7 @@ from rich.console import Console
 from harli.commands import flags
 from harli.commands.comparison_settings import comparison_settings
 from harli.commands.comparison_view import MeasuredBar, print_scored
-from harli.commands.flags import DEVICE, WORKLOAD, flag
+from harli.commands.flags import ENGINE, FINETUNE, WORKLOAD, flag
 from harli.commands.interrupt import INTERRUPTED, run_interruptibly
 from harli.commands.tuning import DEFAULT_TRIALS, tuned_settings
 from harli.commands.work_bar import WorkBar
@@ -52,12 +52,8 @@ def compare(
     simulate: Annotated[
         bool | None, typer.Option("--simulate", help="On a simulated device, without an engine.")
     ] = None,
-    device: Annotated[
-        str | None, flag("Simulated: h200/llama-3-8b, or a predictor as a folder or models:/...@champion.", DEVICE)
-    ] = None,
-    kv_blocks: Annotated[
-        int | None, flag("Simulated KV blocks of 16 tokens.", "47000; enough with a predictor")
-    ] = None,
+    device: flags.Device = None,
+    kv_blocks: flags.KvBlocks = None,
     noise: Annotated[float | None, flag("Sigma of the simulated noise on steps and units.", 0.03)] = None,
     jobs: Annotated[int | None, flag("Processes that simulate.", "one per core", min=1)] = None,
     model: flags.Model = None,
@@ -69,17 +65,27 @@ def compare(
         list[float] | None, flag("Factor on the request rate; simulated, may be repeated.", WORKLOAD.rate_scale)
     ] = None,
     length_scale: flags.LengthScale = None,
-    requests_per_s: flags.RequestsPerS = None,
-    duration: Annotated[float | None, flag("Seconds of workload in each run.", WORKLOAD.duration_s)] = None,
+    requests_per_s: Annotated[
+        float | None, flag("Rate of generated requests.", f"{WORKLOAD.requests_per_s:g}; simulated, 5.5")
+    ] = None,
+    duration: Annotated[
+        float | None, flag("Seconds of workload in each run.", f"{WORKLOAD.duration_s:g}; simulated, 600")
+    ] = None,
     seed: Annotated[int | None, flag("Of the workload, the order, the policies and finetuning.", WORKLOAD.seed)] = None,
     finetune_data: flags.FinetuneData = None,
     lora_rank: flags.LoraRank = None,
-    microbatch_tokens: flags.MicrobatchTokens = None,
+    microbatch_tokens: Annotated[
+        int | None, flag("Tokens of a micro-batch.", f"{FINETUNE.microbatch_tokens}; simulated, 1024")
+    ] = None,
     accumulation: flags.Accumulation = None,
     lending: flags.Lending = None,
     dtype: flags.Dtype = None,
-    max_model_len: flags.MaxModelLen = None,
-    max_num_seqs: flags.MaxNumSeqs = None,
+    max_model_len: Annotated[
+        int | None, flag("Longest request in tokens.", f"{ENGINE.max_model_len}; simulated, 8192")
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, flag("Most requests in a step.", f"{ENGINE.max_num_seqs}; simulated, 256")
+    ] = None,
     kv_cache_gib: flags.KvCacheGib = None,
     config: Annotated[Path | None, flag("YAML file with the settings of a run; flags win over it.")] = None,
     resume: Annotated[Path | None, flag("Go on with the comparison in this folder, by its own settings.")] = None,

@@ -16,7 +16,7 @@ OWN = ("rounds", "slo_on", "prune_s", "dedicated")
 """Settings that only a comparison has, and flags with the same names."""
 SIMULATED = ("device", "kv_blocks", "noise", "jobs")
 """Flags that only a simulated comparison has."""
-DEVICE = ("simulate", "device", "kv_blocks", "noise")
+SETTLED = ("simulate", "device", "kv_blocks", "noise")
 """Flags that say what to run on."""
 MEASURED = (
     "model", "predictor", "force_predictor", "finetune_data", "lora_rank", "lending", "dtype", "kv_cache_gib", "config",
@@ -57,7 +57,7 @@ def _resumed(flags: dict[str, Any]) -> ComparisonSettings:
 
     if flags["config"] or flags["out"] or flags["tune"]:
         raise HarliError("--resume goes on with a comparison by its own settings; leave out --config, --out and --tune")
-    _refuse(flags, DEVICE, "a comparison that is gone on with has its own")
+    _refuse(flags, SETTLED, "a comparison that is gone on with has its own")
     settings = ComparisonFolder(flags["resume"]).info.settings
     if settings.simulation is None:
         _refuse(flags, SIMULATED, "only a simulated comparison has a use for")

@@ -87,8 +87,8 @@ Lending = Annotated[
     bool | None, typer.Option("--lending/--no-lending", help="Borrow KV-cache memory that decode does not need.")
 ]
 
-Device = Annotated[str | None, flag(f"h200/llama-3-8b, or a predictor: a folder or {CHAMPION}.", DEVICE)]
-KvBlocks = Annotated[int | None, flag("KV blocks of 16 tokens.", "47000; enough with a predictor", min=2)]
+Device = Annotated[str | None, flag(f"Simulated: h200/llama-3-8b, or a predictor: a folder or {CHAMPION}.", DEVICE)]
+KvBlocks = Annotated[int | None, flag("Simulated KV blocks of 16 tokens.", "47000; enough with a predictor", min=2)]
 SimulatedMaxModelLen = Annotated[int | None, flag("Longest request in tokens.", "8192, or 2048 with a predictor")]
 SimulatedMaxNumSeqs = Annotated[int | None, flag("Most requests in a step.", "256, or 32 with a predictor")]
 SimulatedMicrobatchTokens = Annotated[int | None, flag("Tokens of a micro-batch.", "1024, or 256 with a predictor")]

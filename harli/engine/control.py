@@ -94,7 +94,7 @@ class Control:
         except HarliError as error:
             return {"error": str(error)}
         assert self._session.controller is not None
-        self._session.controller.rows.extend(before.rows)
+        self._session.controller.rows = before.rows  # steps in flight are still written into those
         return {}
 
     def finetune(self, settings_json: str, folder: str | None, resume: str | None) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from harli.types import HarliError
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
+Answer = TypeVar("Answer")
 WORKER = "harli.engine.worker.HarliWorker"
 GIB = 1 << 30
 HEALTH_CHECK_S = 0.5
@@ -157,9 +158,17 @@ async def command(engine: AsyncLLM, name: str, *args: Any) -> Any:
     An ``error`` in its result becomes a HarliError. Raises vLLM's EngineDeadError when the engine is dead,
     or dies while the answer is awaited.
     """
+    (result,) = await answer(engine, engine.collective_rpc("harli", args=(name, *args)))
+    if isinstance(result, dict) and "error" in result:
+        raise HarliError(result["error"])
+    return result
+
+
+async def answer(engine: AsyncLLM, asked: Coroutine[Any, Any, Answer]) -> Answer:
+    """What the engine answers. Raises EngineDeadError when it is dead or dies meanwhile: vLLM would wait for ever."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    call = asyncio.ensure_future(engine.collective_rpc("harli", args=(name, *args)))
+    call = asyncio.ensure_future(asked)
     try:
         while not call.done():
             await asyncio.wait({call}, timeout=HEALTH_CHECK_S)
@@ -167,10 +176,7 @@ async def command(engine: AsyncLLM, name: str, *args: Any) -> Any:
                 raise EngineDeadError
     finally:
         call.cancel()
-    result = call.result()[0]
-    if isinstance(result, dict) and "error" in result:
-        raise HarliError(result["error"])
-    return result
+    return call.result()
 
 
 async def finish(engine: AsyncLLM) -> dict[str, Any]:

@@ -77,21 +77,20 @@ class KeptActivations:
         self.layers = len(self._stack)
 
     def holds(self, index: int) -> bool:
-        """The layer's backward pass is the next and needs no recomputation."""
-        return bool(self._stack) and self._stack[-1].number == index
+        """The layer's backward pass is the next and needs no recomputation.
 
-    def may_run(self, index: int) -> bool:
-        """``holds``, and on the current stream; if it would run on another, the layer is dropped.
-
-        Autograd runs a backward pass on its forward pass's stream, which has the compute units of then.
+        Autograd runs it on the forward pass's stream, which has the compute units of then: on another one the layer has
+        to be recomputed.
         """
-        if not self.holds(index):
+        if not self._on_top(index):
             return False
         layer = self._stack[-1]
-        if layer.stream == _stream(layer.x):
-            return True
-        self.arena.release(self._stack.pop().mark)
-        return False
+        return layer.stream == _stream(layer.x)
+
+    def skip(self, index: int) -> None:
+        """The layer's backward pass is recomputed; what is kept of it, if anything, is dropped."""
+        if self._on_top(index):
+            self.arena.release(self._stack.pop().mark)
 
     def backward(self, gradient: Tensor) -> Tensor | None:
         """The backward pass of the layer on top, which is dropped; the gradient of its input."""
@@ -123,6 +122,9 @@ class KeptActivations:
         """Drop all layers."""
         self._stack.clear()
         self.arena.release()
+
+    def _on_top(self, index: int) -> bool:
+        return bool(self._stack) and self._stack[-1].number == index
 
 
 class _Layer(NamedTuple):

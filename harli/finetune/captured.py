@@ -57,8 +57,10 @@ class CapturedLayers:
         self._record = record
         self._trainable = [[p for p in layer.parameters() if p.requires_grad] for layer in layers]
         self._gradients = [[torch.zeros_like(p) for p in parameters] for parameters in self._trainable]
-        self._records: dict[tuple[Run, int, int], Work | None] = {}
-        """By unit, layer and compute units; None for what has run eagerly so far."""
+        self._records: dict[tuple[Run, int, int], Work] = {}
+        """By unit, layer and compute units."""
+        self._warm: set[int] = set()
+        """Compute units on whose streams a layer has run, which set libraries up."""
         self._buffers: StaticBuffers | None = None
         self._eager = any(isinstance(module, CounterDropout) for layer in layers for module in layer.modules())
 
@@ -66,6 +68,7 @@ class CapturedLayers:
         """Start a micro-batch; one of another shape than the last drops all graphs. Returns what its units work on."""
         if self._buffers is None or not self._buffers.fits(hidden, inputs):
             self._records.clear()
+            self._warm.clear()
             self._buffers = StaticBuffers(hidden, inputs, len(self._layers))
         self._buffers.load(hidden, inputs)
         return self._buffers
@@ -91,7 +94,7 @@ class CapturedLayers:
             (index, units)
             for units in shares
             for index in range(len(self._layers))
-            if self._records.get((self._forward, index, units)) is None
+            if any((run, index, units) not in self._records for run in (self._forward, self._backward))
         )
         return next(missing, None)
 
@@ -106,27 +109,24 @@ class CapturedLayers:
         except RuntimeError as error:
             self._eager = True
             self._fail(error)
-            return
-        for index in range(len(self._layers)):
-            for run in (self._forward, self._backward):
-                self._records.setdefault((run, index, units), None)
+        self._warm.add(units)
 
-    def ready(self, units: int) -> bool:
-        """A layer has run on the stream of ``units``."""
-        return (self._forward, 0, units) in self._records
+    def warm(self, units: int) -> bool:
+        """``warm_up`` has run on the stream of ``units``."""
+        return units in self._warm
 
     def capture(self, index: int, units: int) -> None:
-        """Make graphs, on the current stream, of a layer's units that have run on it, which set libraries up.
+        """Make graphs of a layer's units on the current stream, which is ``warm``.
 
         Decode must not submit anything meanwhile: a capture switches torch's random generator over, and
         sampling tokens would fail. Layers with dropout stay eager: their masks are drawn on the host.
         """
-        if self._eager:
+        if self._eager or self._buffers is None:
             return
         self._attach_gradients(index)
         for run in (self._forward, self._backward):
             key = run, index, units
-            if self._buffers is not None and key in self._records and self._records[key] is None:
+            if key not in self._records:
                 work = partial(run, index, self._buffers)
                 try:
                     self._records[key] = self._record(work)
@@ -135,7 +135,7 @@ class CapturedLayers:
                     self._fail(error)
 
     def _run(self, run: Run, index: int, units: int) -> None:
-        record = self._records.setdefault((run, index, units), None)
+        record = self._records.get((run, index, units))
         if record is not None:
             record()
         else:

@@ -143,7 +143,13 @@ def latest(folder: Path) -> Path:
 
 def complete(folder: Path) -> list[Path]:
     """Complete checkpoints in ``folder``, oldest first."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / STATE).is_file())
+    named = (path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal())
+    return sorted((path for path in named if (path / STATE).is_file()), key=updates_of)
+
+
+def updates_of(folder: Path) -> int:
+    """How many updates the checkpoint in ``folder`` comes after, by its name."""
+    return int(folder.name.removeprefix(PREFIX))
 
 
 def save_adapter_files(model: Any, folder: Path) -> None:

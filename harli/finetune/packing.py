@@ -16,7 +16,10 @@ from harli.types import HarliError
 IGNORED = -100
 """Label of a position without a target: the default of ``torch.nn.functional.cross_entropy``."""
 OPEN_ROWS = 256
-"""Rows that samples go into at a time, so that a sample's work does not grow with their number."""
+"""Rows that samples go into at a time, so that a sample's work does not grow with their number.
+
+A checkpoint is a place in the order of rows that this makes.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,10 +122,10 @@ class BatchStream(Iterator[MicroBatch]):
         self._packing = _Epoch(self._rows(0))
 
     def __next__(self) -> MicroBatch:
-        if not self._packing.reaches(self._index + 1):
+        if not self._packing.pack(self._index + 1):
             self._epoch, self._index = self._epoch + 1, 0
             self._packing = _Epoch(self._rows(self._epoch))
-            self._packing.reaches(1)
+            self._packing.pack(1)
         row = self._packing.rows[self._index]
         self._index += 1
         return _micro_batch([self.samples[index] for index in row], self.microbatch_tokens)
@@ -135,7 +138,7 @@ class BatchStream(Iterator[MicroBatch]):
         """Continues where ``state`` was taken from a stream of the same samples, length and seed."""
         epoch, index = state["epoch"], state["index"]
         packing = self._packing if epoch == self._epoch else _Epoch(self._rows(epoch))
-        if index < 0 or not packing.reaches(index):
+        if index < 0 or not packing.pack(index):
             raise HarliError(
                 f"the checkpoint is at micro-batch {index} of an epoch, but the finetuning data give "
                 f"{len(packing.rows)}; resume with the data that it was made with"
@@ -153,7 +156,7 @@ class _Epoch:
         self.rows: list[list[int]] = []
         self._packing = packing
 
-    def reaches(self, count: int) -> bool:
+    def pack(self, count: int) -> bool:
         """Pack the first ``count`` rows; False if there are fewer."""
         self.rows.extend(islice(self._packing, max(0, count - len(self.rows))))
         return len(self.rows) >= count

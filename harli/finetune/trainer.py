@@ -147,6 +147,8 @@ class Trainer(threading.Thread):
             if not committed:
                 if self._kept is not None:
                     self._kept.drop()
+                for optimizer in job.update.optimizers:
+                    optimizer.zero_grad()
                 job.stream.restore(position)
                 job.update.passes = passes
         if committed:
@@ -198,7 +200,7 @@ class Trainer(threading.Thread):
                 if granted < partitioner.units:
                     return
                 partitioner.set_finetune(units)
-                if captured.ready(units):
+                if captured.warm(units):
                     captured.capture(index, units)
                 else:
                     captured.warm_up(units)

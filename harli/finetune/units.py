@@ -172,21 +172,28 @@ class _Pass:
 
     def backward(self, index: int) -> None:
         update, hidden = self._update, self._inputs.pop()
-        if update.kept is not None and update.kept.may_run(index):
+        if update.kept is not None and self.has_kept(index):
             gradient = update.kept.backward(self._gradient)
-        elif update.captured is not None and self._buffers is not None:
-            _put(hidden, self._buffers.hidden[index])
-            _put(self._gradient, self._buffers.gradient)
-            update.captured.backward(index, update.compute_units)
-            gradient = self._buffers.gradient
         else:
-            hidden.requires_grad_(index > 0)
-            with torch.enable_grad():
-                update._layers[index](hidden, **self._kwargs).backward(self._gradient)
-            gradient = hidden.grad
+            if update.kept is not None:
+                update.kept.skip(index)
+            gradient = self._recomputed(hidden, index)
         if index:
             assert gradient is not None
             self._gradient = gradient
+
+    def _recomputed(self, hidden: Tensor, index: int) -> Tensor | None:
+        """The backward pass of a layer, from its input."""
+        update = self._update
+        if update.captured is not None and self._buffers is not None:
+            _put(hidden, self._buffers.hidden[index])
+            _put(self._gradient, self._buffers.gradient)
+            update.captured.backward(index, update.compute_units)
+            return self._buffers.gradient
+        hidden.requires_grad_(index > 0)
+        with torch.enable_grad():
+            update._layers[index](hidden, **self._kwargs).backward(self._gradient)
+        return hidden.grad
 
 
 def _put(value: Tensor, place: Tensor) -> None:

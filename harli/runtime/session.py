@@ -155,7 +155,8 @@ class Session:
                 hooks.drained_ms = _wall_ms(self.partitioner.wait_decode)
             self._wait(lambda limit: gate.window(decision.exclusive_ms, limit))
         elif self._steps.in_flight:  # what the step before holds is free when that is observed
-            finetune_units = min(finetune_units, self.partitioner.units - self._steps.last_decode_units)
+            free = self.partitioner.units - self._steps.last_decode_units
+            finetune_units = self.partitioner.menu.largest_finetune(min(finetune_units, free))
         gate.allow(finetune_units)
         if not gate.free:
             self._wait(gate.wait_free)

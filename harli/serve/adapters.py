@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
+from vllm.v1.engine.exceptions import EngineDeadError
 
+from harli.engine.launch import answer
 from harli.finetune.checkpoint import WEIGHTS
 from harli.serve.jobs import Job
 from harli.serve.vllm_server import LoadLoRAAdapterRequest, LoRARequest, PEFTHelper, UnloadLoRAAdapterRequest
@@ -33,9 +35,15 @@ class Adapters:
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def load(self, name: str, folder: Path) -> None:
-        """Serve the adapter in ``folder`` as ``name``; what is served already goes on. Raises HarliError."""
-        result = await self._models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=str(folder)))
+        """Serve the adapter in ``folder`` as ``name``; what is served already goes on.
+
+        Raises HarliError if that cannot be, and EngineDeadError.
+        """
+        request = LoadLoRAAdapterRequest(lora_name=name, lora_path=str(folder))
+        result = await answer(self._engine, self._models.load_lora_adapter(request))
         if not isinstance(result, str):
+            if self._engine.errored:
+                raise EngineDeadError
             raise HarliError(f"the adapter cannot be served: {result.error.message}")
 
     async def serve_again(self, folders: Mapping[str, Path]) -> None:

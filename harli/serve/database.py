@@ -50,7 +50,7 @@ ALTER TABLE jobs ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
 
 
 class Database:
-    """One connection, which one server has to itself. A call takes well under a millisecond."""
+    """One connection, which one server has to itself. A call takes well under a millisecond, but for durable ones."""
 
     def __init__(self, path: Path) -> None:
         """Raises HarliError if another server uses the database, or a newer Harli made it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -76,8 +77,9 @@ def jobs_router(store: Store, jobs_folder: Path, base_model: str, max_rank: int)
     @router.get("/{id_}/checkpoints")
     async def checkpoints(id_: str, after: str | None = None, limit: Limit = 10) -> dict[str, Any]:
         saved = _checkpoints(known(id_).id, jobs_folder / id_ / CHECKPOINTS)
-        newest_first = [one for one in reversed(saved) if after is None or one.id < after]
-        return page(newest_first, limit)
+        with _not_found("checkpoint"):
+            before = math.inf if after is None else _updates_of(id_, after)
+        return page([one for one in reversed(saved) if one.updates < before], limit)
 
     @router.post("/{id_}/cancel")
     async def cancel(id_: str) -> dict[str, Any]:
@@ -114,22 +116,34 @@ class _Checkpoint:
 
     def __init__(self, job: str, path: Path) -> None:
         """Raises FileNotFoundError if it is there no more."""
-        self.id = f"ftckpt-{job.removeprefix('ftjob-')}-{path.name.removeprefix(checkpoint.PREFIX)}"
+        self.id = f"{_id_prefix(job)}{path.name.removeprefix(checkpoint.PREFIX)}"
+        self.updates = checkpoint.updates_of(path)
         self._job = job
         self._name = path.name
         self._created_at = int(path.stat().st_mtime)
 
     def describe(self) -> dict[str, Any]:
-        step = int(self._name.removeprefix(checkpoint.PREFIX))
         return {
             "id": self.id,
             "object": "fine_tuning.job.checkpoint",
             "created_at": self._created_at,
             "fine_tuned_model_checkpoint": self._name,
             "fine_tuning_job_id": self._job,
-            "metrics": {"step": step},
-            "step_number": step,
+            "metrics": {"step": self.updates},
+            "step_number": self.updates,
         }
+
+
+def _id_prefix(job: str) -> str:
+    return f"ftckpt-{job.removeprefix('ftjob-')}-"
+
+
+def _updates_of(job: str, id_: str) -> int:
+    """Those before the checkpoint with this id, which may be there no more. Raises KeyError if none can have it."""
+    number = id_.removeprefix(_id_prefix(job))
+    if number == id_ or not number.isdecimal():
+        raise KeyError(id_)
+    return int(number)
 
 
 def _checkpoints(job: str, folder: Path) -> list[_Checkpoint]:

@@ -52,7 +52,7 @@ class Recorder:
         if self._writer is None:
             if not steps:
                 return
-            self._begin(steps[0].time_s)
+            self._begin(min([steps[0].time_s, *(row.time_s for row in self._updates)]))
         writer, zero = self._writer, self._zero_s
         assert writer is not None
         new_steps = [row._replace(time_s=row.time_s - zero) for row in steps]
@@ -100,7 +100,10 @@ class Recorder:
 
 
 class RecordingThread:
-    """A recorder in a thread of its own: a disk that hangs is no matter of decode. What is refused is dropped."""
+    """A recorder in a thread of its own: a disk that hangs is no matter of decode.
+
+    When the disk refuses, the steps at hand are dropped unless a folder has begun; updates wait.
+    """
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder

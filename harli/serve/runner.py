@@ -11,9 +11,11 @@ import asyncio
 import logging
 import math
 import shutil
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ from harli.serve.files import FileFolder
 from harli.serve.jobs import NEXT, Job, JobError, Status
 from harli.serve.planning import Planner
 from harli.serve.store import Store
+from harli.serve.threads import in_daemon_thread
 from harli.serve.turn import POLL_S, Turn
 from harli.types import HarliError, one_line
 
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 RETRY_S = 5.0
+LONGEST_RETRY_S = 600.0
+"""What a job met that may pass is waited for, twice as long every time up to this."""
 
 
 class JobRunner:
@@ -69,19 +74,22 @@ class JobRunner:
         self._held_back = held_back
         self._on_updates = on_updates
         self._tasks: list[asyncio.Task[None]] = []
+        self._postponed: dict[str, tuple[float, float]] = {}
+        """By job: when it is tried again, and after what delay, if the machine was not fit for it the last time."""
         self._suspect = ""
         """The job for which a death is noted, in case that the process dies of its files."""
         self.stopping = False
 
     async def start(self) -> None:
-        """Serve the adapters of finished jobs again, and go on with the others."""
+        """Serve the adapters of finished jobs again, and go on with the others. Raises EngineDeadError."""
         finished = self._store.jobs_in(Status.SUCCEEDED)
         await self._adapters.serve_again({job.model: self._folder / job.id / ADAPTER for job in finished if job.model})
         # What requests to deleted models may have needed to their end, and what a server left that was killed.
         await self._remove_folders(*(job for job in finished if not job.model), *self._store.jobs_in(Status.CANCELLED))
         for job in self._store.jobs_in(Status.RUNNING):  # the server was killed: perhaps by what the job did at once
             if job.updates_done == job.turn_began:
-                self._store.note_death(job.id)
+                with suppress(sqlite3.OperationalError):  # a full disk is no reason not to start
+                    self._store.note_death(job.id)
         self._tasks = [asyncio.create_task(self._forever(step)) for step in (self._validate_next, self._train_next)]
 
     async def stop(self) -> None:
@@ -104,11 +112,13 @@ class JobRunner:
                 await asyncio.sleep(RETRY_S)
 
     async def _validate_next(self) -> None:
-        for job in self._store.jobs_in(Status.VALIDATING)[:1]:
+        if self._held_back():  # reading files slows the server's event loop
+            return
+        for job in [job for job in self._store.jobs_in(Status.VALIDATING) if not self._is_postponed(job)][:1]:
             if job.id != self._suspect and job.deaths > DEATHS_ALLOWED:
                 self._fail(job, "quarantined", "the server died twice while it read the job's files", "training_file")
             else:
-                with self._death_noted(job):
+                with self._death_noted(job), self._postponing(job):
                     plan = await self._plan(job)
                 if isinstance(plan, str):
                     self._fail(job, "invalid_file", plan, "training_file")
@@ -130,23 +140,44 @@ class JobRunner:
             self._store.forgive_death(job.id)
             self._suspect = ""
 
+    @contextmanager
+    def _postponing(self, job: Job) -> Iterator[None]:
+        """Inside, an exception lets others be tried before the job is again."""
+        try:
+            yield
+        except Exception:
+            _, before_s = self._postponed.get(job.id, (0.0, RETRY_S / 2))
+            delay_s = min(2.0 * before_s, LONGEST_RETRY_S)
+            self._postponed[job.id] = time.monotonic() + delay_s, delay_s
+            raise
+        self._postponed.pop(job.id, None)
+
+    def _is_postponed(self, job: Job) -> bool:
+        return time.monotonic() < self._postponed.get(job.id, (0.0, 0.0))[0]
+
+    def _next_job(self) -> Job | None:
+        return next((job for job in self._store.queue() if not self._is_postponed(job)), None)
+
     async def _plan(self, job: Job) -> FinetuneSettings | str:
         """How the job is trained, or what is wrong with its files."""
         request = job.request
         try:
             training = self._files.path(request.training_file)
             validation = self._files.path(request.validation_file) if request.validation_file else None
-            return await asyncio.to_thread(self._planner.plan, request, training, validation, self._folder / job.id)
+            planned = partial(self._planner.plan, request, training, validation, self._folder / job.id)
+            return await in_daemon_thread(planned)
         except Exception as error:  # whatever is wrong with one job's files, the next job is looked at
             if passes(error):
                 raise
-            return str(error) if isinstance(error, HarliError) else one_line(error)
+            if isinstance(error, HarliError):
+                return str(error)
+            return one_line(error).replace(f"{self._folder.parent}/", "")
 
     async def _train_next(self) -> None:
         for interrupted in self._store.jobs_in(Status.RUNNING):  # left by a killed server, or by a full disk
             self._store.add_event(interrupted.id, "interrupted; the job goes on from its last checkpoint", "warn")
             self._store.move(interrupted.id, Status.QUEUED)
-        job = self._store.next_job()
+        job = self._next_job()
         if job is None or self._held_back():
             return
         if job.deaths > DEATHS_ALLOWED:
@@ -155,9 +186,10 @@ class JobRunner:
         self._store.take_turn(job.id)
         try:
             turn = Turn(self._engine, self._store, job, self._folder / job.id, self._on_updates)
-            status = await turn.run(self._until(job))
-            if status is not None and self._store.job(job.id).status is Status.RUNNING:
-                await self._conclude(job, status)
+            with self._postponing(job):
+                status = await turn.run(self._until(job))
+                if status is not None and self._store.job(job.id).status is Status.RUNNING:
+                    await self._conclude(job, status)
         except HarliError as error:
             self._fail(job, "not_started", str(error).replace(f"{self._folder / job.id}/", ""))
         finally:
@@ -181,7 +213,7 @@ class JobRunner:
             present = self._store.job(job.id)
             if present.status is not Status.RUNNING:
                 return True
-            other = self._store.next_job()
+            other = self._next_job()
             if other is None or other.request.harli.priority < priority:
                 return False
             return other.request.harli.priority > priority or (now > end and present.updates_done > job.updates_done)

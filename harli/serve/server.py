@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vllm.v1.engine.exceptions import EngineDeadError
+
 from harli.config import RunSettings
 from harli.records.schema import PredictorInfo
 from harli.serve import vllm_server
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 DATABASE, FILES, JOBS, RECORDS = "jobs.sqlite", "files", "jobs", "records"
 MAX_FILE_BYTES = 512 << 20
+DIED = "the engine process died; start the server again, and jobs go on from their checkpoints"
 
 
 async def serve(
@@ -104,7 +107,7 @@ async def serve(
                 died = engine.errored and not runner.stopping
         await ending
     if died:
-        raise HarliError("the engine process died; start the server again, and jobs go on from their checkpoints")
+        raise HarliError(DIED)
 
 
 @asynccontextmanager
@@ -129,7 +132,10 @@ async def _running(runner: JobRunner, engine: AsyncLLM) -> AsyncIterator[None]:
 
     try:
         engine.shutdown = save_first
-        await runner.start()
+        try:
+            await runner.start()
+        except EngineDeadError:
+            raise HarliError(DIED) from None
         yield
     finally:
         engine.shutdown = shutdown

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Store(Database):
         """Raises HarliError as ``Database`` does."""
         super().__init__(path)
         self._deleted: dict[str, int] = {}
-        with suppress(sqlite3.OperationalError):  # a full disk is no reason not to start
+        with suppress(sqlite3.DatabaseError):  # a full disk is no reason not to start
             self._drop_old_events()
 
     # Files
@@ -115,12 +115,10 @@ class Store(Database):
         )
         return {row[0] for row in rows}
 
-    def next_job(self) -> Job | None:
-        """The queued job whose turn it is: of the highest priority, the one that has waited longest for a turn."""
-        row = self.run(
-            "SELECT * FROM jobs WHERE status = ? ORDER BY priority DESC, turn, rowid LIMIT 1", Status.QUEUED
-        ).fetchone()
-        return _job(row) if row else None
+    def queue(self) -> Iterator[Job]:
+        """Queued jobs as their turns come: by priority, then those that have waited longest for a turn."""
+        rows = self.run("SELECT * FROM jobs WHERE status = ? ORDER BY priority DESC, turn, rowid", Status.QUEUED)
+        return map(_job, rows)
 
     def take_turn(self, id_: str) -> None:
         """The queued job runs from here on, and is the last of its priority to have had a turn."""
@@ -169,7 +167,8 @@ class Store(Database):
 
     def forget_model(self, id_: str) -> None:
         """The job's adapter is served no more."""
-        self.run("UPDATE jobs SET model = NULL WHERE id = ?", id_)
+        with self.transaction(durable=True):
+            self.run("UPDATE jobs SET model = NULL WHERE id = ?", id_)
 
     def add_updates(self, id_: str, updates: Iterable[UpdateRecord]) -> None:
         """Note committed updates, each with an event; one that is done again after a crash is counted once."""

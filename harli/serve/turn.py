@@ -93,18 +93,24 @@ class Turn:
 
     async def _training(self) -> bool:
         status = await command(self._engine, "status")
-        notice = status["policy_failure"] or status["finetune_failure"]
-        if notice and notice != self._notice:
-            self._store.add_event(self._job.id, notice, "warn")
-        self._notice = notice
+        self._tell(status["policy_failure"] or status["finetune_failure"])
         await self._note_updates()
         return bool(status["training"])
 
     async def _stop(self) -> dict[str, Any]:
         status = await finish(self._engine)
-        await self._note_updates()
-        await command(self._engine, "release")
+        try:
+            self._tell(status["finetune_failure"] if status["ended"] else "the job was not saved in time")
+            await self._note_updates()
+        finally:
+            await command(self._engine, "release")
         return status
+
+    def _tell(self, notice: str) -> None:
+        """An event for what is new."""
+        if notice and notice != self._notice:
+            self._store.add_event(self._job.id, notice, "warn")
+        self._notice = notice
 
     async def _note_updates(self) -> None:
         self._unnoted += [UpdateRecord(*row) for row in await command(self._engine, "drain_updates")]

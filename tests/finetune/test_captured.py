@@ -103,6 +103,8 @@ def run(layers: CapturedLayers, batch: Any, units: int) -> Tensor:
 
 
 def capture(layers: CapturedLayers, units: int) -> None:
+    if not layers.warm(units):
+        layers.warm_up(units)
     for index in range(CONFIG.num_hidden_layers):
         layers.capture(index, units)
 
@@ -152,8 +154,6 @@ def test_every_share_has_records_of_its_own(model: Any) -> None:
     recorder = Recorder()
     layers = CapturedLayers(decoder(model).layers, recorder)
     for shares, units in enumerate((20, 44)):
-        capture(layers, units)
-        assert recorder.recorded == shares * UNITS  # nothing has run on this share yet
         run(layers, micro_batch(model, 0), units)
         assert recorder.runs == shares * UNITS
         for _ in range(2):
@@ -161,6 +161,19 @@ def test_every_share_has_records_of_its_own(model: Any) -> None:
             assert recorder.recorded == (shares + 1) * UNITS
         run(layers, micro_batch(model, 1), units)
         assert recorder.runs == (shares + 1) * UNITS
+
+
+def test_a_pass_that_ran_in_part_leaves_nothing_out(model: Any) -> None:
+    """Kept layers and changes of the share leave some layers eager on a share, and forwards without backwards."""
+    recorder = Recorder()
+    layers = CapturedLayers(decoder(model).layers, recorder)
+    layers.begin(*micro_batch(model, 0)[:2])
+    layers.forward(0, 20)
+    layers.warm_up(20)
+    layers.capture(0, 20)
+    while (missing := layers.next_capture([20])) is not None:
+        layers.capture(*missing)
+    assert recorder.recorded == UNITS
 
 
 def test_another_shape_begins_anew(model: Any) -> None:
@@ -245,9 +258,9 @@ def test_warming_up_a_share_changes_nothing(model: Any) -> None:
     batch = micro_batch(model, 0)
     output = run(layers, batch, 20).clone()
     before = gradients(model)
-    assert not layers.ready(44)
+    assert not layers.warm(44)
     layers.warm_up(44)
-    assert layers.ready(44)
+    assert layers.warm(44)
     assert layers.next_capture([44]) == (0, 44)
     assert all(torch.equal(gradient, before[name]) for name, gradient in gradients(model).items())
     assert torch.equal(run(layers, batch, 20), output)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from harli.finetune.checkpoint import WEIGHTS
 from harli.serve import adapters as adapters_module
@@ -26,6 +27,21 @@ def test_after_a_start_the_newest_are_in_memory_and_what_can_be_read_is_served(t
     assert engine.loaded == ["newer", "newest"]
     assert served["old"].lora_path == str(folders["old"])
     assert len({request.lora_int_id for request in served.values()}) == 3
+
+
+def test_an_engine_that_dies_while_it_loads_is_not_waited_for(tmp_path: Path) -> None:
+    engine = LoraEngine()
+    adapters, served = adapters_of(engine)
+
+    async def never(request: object) -> bool:
+        engine.errored = True
+        await asyncio.sleep(3600)
+        return True
+
+    engine.add_lora = never  # type: ignore[method-assign]
+    with pytest.raises(EngineDeadError):
+        asyncio.run(adapters.serve_again({"a": write_adapter(tmp_path / "a")}))
+    assert not served
 
 
 def test_an_adapter_leaves_the_engine_after_the_last_request_that_uses_it(

@@ -66,9 +66,25 @@ def test_a_page_after_what_never_was_is_not_found(client: Client) -> None:
         ("/v1/fine_tuning/jobs", "ftjob-0"),
         (f"{job}/events", "ftevent-x"),
         (f"{job}/events", "ftevent-" + "9" * 30),
+        (f"{job}/checkpoints", "ftckpt-x"),
     ):
         answer = client("GET", path, params={"after": after})
         assert (answer.status_code, after in answer.json()["detail"]) == (404, True)
+
+
+def test_checkpoints_are_listed_page_by_page(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = client.create().json()["id"]
+    names = [f"update-{number:06d}" for number in (9, 999_990, 1_000_000)]
+    for name in names:
+        (tmp_path / "jobs" / job / "checkpoints" / name).mkdir(parents=True)
+    monkeypatch.setattr(checkpoint, "complete", lambda folder: [folder / name for name in names])
+    query: dict[str, Any] = {"limit": 1}
+    found = []
+    for _ in names:
+        page = client("GET", f"/v1/fine_tuning/jobs/{job}/checkpoints", params=query).json()
+        found.append(page["data"][0]["step_number"])
+        query["after"] = page["data"][0]["id"]
+    assert (found, page["has_more"]) == ([1_000_000, 999_990, 9], False)
 
 
 def test_a_checkpoint_that_goes_while_they_are_listed_is_left_out(

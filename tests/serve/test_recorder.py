@@ -77,16 +77,18 @@ def test_nothing_is_written_while_nothing_happens(recorder: Recorder, tmp_path: 
 
 
 def test_updates_are_written_while_decode_idles_once_there_was_a_step(recorder: Recorder, tmp_path: Path) -> None:
-    recorder.write([], [UPDATE])
+    recorder.write([], [UPDATE._replace(time_s=10.0)])
     assert not (tmp_path / "records").exists()
     recorder.write([STEP._replace(time_s=100.0)], [])
     recorder.write([], [UPDATE._replace(update=1, time_s=130.0)])
     record = read_record(folders(tmp_path)[0])
     assert record.updates["update"].to_pylist() == [0, 1]
-    assert record.info.duration_s == 30.0
+    assert record.updates["time_s"].to_pylist() == [0.0, 120.0]
+    assert record.steps["time_s"].to_pylist() == [90.0]
+    assert record.info.duration_s == 120.0
     recorder.write([], [])
     recorder.close()
-    assert read_record(folders(tmp_path)[0]).info.duration_s == 30.0
+    assert read_record(folders(tmp_path)[0]).info.duration_s == 120.0
 
 
 def test_updates_fill_a_folder_too(recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

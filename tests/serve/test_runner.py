@@ -6,6 +6,7 @@ import asyncio
 import errno
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harli.serve.adapters import model_name
 from harli.serve.files import FileFolder
 from harli.serve.jobs import JobRequest, Status
 from harli.serve.rows import File
-from harli.serve.runner import JobRunner
+from harli.serve.runner import RETRY_S, JobRunner
 from harli.serve.server import _running
 from harli.serve.store import Store
 from tests.serve.stand_ins import LoraEngine, adapters_of, write_adapter
@@ -50,9 +51,10 @@ class Around:
         self.engine = LoraEngine()
         self.adapters, self.served = adapters_of(self.engine)
         self.folder = folder / "jobs"
+        self.held_back = False
         files = FileFolder(folder / "files", self.store)
-        engine, planner = self.engine, self.planner
-        arguments: Any = (engine, self.store, files, planner, self.adapters, self.folder, 1.0, lambda: False, print)
+        engine, planner, held_back = self.engine, self.planner, lambda: self.held_back
+        arguments: Any = (engine, self.store, files, planner, self.adapters, self.folder, 1.0, held_back, print)
         self.runner = JobRunner(*arguments)
 
     def add(self, name: str, *way: Status, model: str | None = None) -> None:
@@ -169,6 +171,57 @@ def test_files_that_cannot_be_read_now_are_read_later(around: Around) -> None:
     with pytest.raises(OSError, match="Too many open files"):
         asyncio.run(around.runner._validate_next())
     assert (around.status("a"), around.store.job("a").deaths) == (Status.VALIDATING, 0)
+
+
+def test_what_cannot_be_read_now_keeps_no_other_job_waiting(around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
+    around.add("a")
+    around.add("b")
+
+    def work() -> None:
+        if around.planner.calls != 2:
+            raise OSError(errno.EIO, "Input/output error")
+
+    around.planner.work = work
+    with pytest.raises(OSError, match="Input/output error"):
+        asyncio.run(around.runner._validate_next())
+    for _ in range(3):
+        asyncio.run(around.runner._validate_next())
+    assert (around.status("a"), around.status("b"), around.planner.calls) == (Status.VALIDATING, Status.QUEUED, 2)
+    later = time.monotonic() + RETRY_S
+    monkeypatch.setattr("harli.serve.runner.time.monotonic", lambda: later)
+    with pytest.raises(OSError, match="Input/output error"):
+        asyncio.run(around.runner._validate_next())
+    later += 1.9 * RETRY_S  # twice as long this time
+    asyncio.run(around.runner._validate_next())
+    assert around.planner.calls == 3
+
+
+def test_a_job_that_cannot_begin_lets_a_lesser_one_have_its_turn(around: Around) -> None:
+    around.add("a", Status.QUEUED)
+    around.add("b", Status.QUEUED)
+    with pytest.raises(OSError, match="no room"), around.runner._postponing(around.store.job("a")):
+        raise OSError("no room")
+    following = around.runner._next_job()
+    assert following is not None
+    assert following.id == "b"
+
+
+def test_files_are_not_read_while_finetuning_is_held_back(around: Around) -> None:
+    around.add("a")
+    around.held_back = True
+    asyncio.run(around.runner._validate_next())
+    assert (around.status("a"), around.planner.calls) == (Status.VALIDATING, 0)
+
+
+def test_a_start_with_a_full_disk(around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
+    around.add("a", Status.QUEUED, Status.RUNNING)
+    monkeypatch.setattr(around.store, "note_death", refusing(around.store.note_death, "a"))
+
+    async def start() -> None:
+        await around.runner.start()
+        await around.runner.stop()
+
+    asyncio.run(start())
 
 
 def test_a_start_serves_what_was_served_and_removes_what_nobody_needs(around: Around) -> None:

@@ -68,7 +68,7 @@ def test_jobs_of_a_higher_priority_come_first_and_equals_take_turns(store: Store
         add(store, name, priority)
     order = []
     for _ in range(5):
-        job = store.next_job()
+        job = next(store.queue(), None)
         assert job is not None
         order.append(job.id)
         store.take_turn(job.id)
