@@ -1,8 +1,8 @@
-"""The experiment on a GPU, from a model's config file alone: one command, gone on with by giving it again.
+"""The experiment on a GPU, from a model's config file alone: one command, resumed by giving it again.
 
 Not yet run on a GPU. The weights are random, which changes no time. Every step is a public command in a
 process of its own, with --out as its working directory; what it found is in STEP.json there, with hardware and
-versions. A step that fails leaves the others; one that runs out of time is gone on with the next time:
+versions. A step that fails leaves the others; one that runs out of time is resumed the next time:
 
 - profile: decode alone over batch and context, finetuning alone, and both together (`harli profile`)
 - predictor: the models' held-out errors (`harli train-predictor`)

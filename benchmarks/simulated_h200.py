@@ -1,7 +1,7 @@
 """Policies on a simulated H200 with Llama-3-8B: two traces, three loads each, five ITL SLOs.
 
 For every trace and load `harli compare --simulate` at 1.25, 1.5 and 2 times decode alone's P99, and at 20 and 40 ms.
-What is complete in ``--folder`` is not simulated again, so it can be stopped and gone on with.
+What is complete in ``--folder`` is not simulated again, so it can be stopped and resumed.
 
     python benchmarks/simulated_h200.py conv.csv code.csv --out benchmarks/results/simulated_h200.json
 """

@@ -173,7 +173,7 @@ class PolicyRun:
         await self._drain()
         notice = self._finetune.reason or status["policy_failure"] or status["finetune_failure"]
         elapsed_s = time.monotonic() - self._zero
-        self._on_progress(self._live.progress(elapsed_s, self._client.counts.running, notice))
+        self._on_progress(self._live.progress(elapsed_s, self._client.running, notice))
 
     async def _drain(self) -> None:
         rows = await command(self._engine, "drain")

@@ -143,7 +143,6 @@ class UnitTime:
     per_pass: float
     """Units of this kind in one micro-batch; the optimizer's are spread over the micro-batches of an update."""
     mean_ms: float
-    p99_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +153,10 @@ class Costs:
     """A step with a larger decode part than the step before takes this much longer (a unit may still run)."""
     window_overhead_ms: float = 0.0
     """A window of ``w`` makes the gap ``w + window_overhead_ms`` longer."""
+
+
+LONGEST_GAP_MS = 1000.0
+"""Where no SLO limits a gap: a window has to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +174,12 @@ class Slo:
                 raise HarliError(f"the {name} SLO must be a positive number of milliseconds, not {value}")
 
     def budget_ms(self, slack_ms: float) -> float:
-        """Longest gap that the next token may take.
+        """Longest gap that the next token may take; negative when the tightest request is late already.
 
         For an ITL SLO the SLO; for a TPOT SLO the tightest request's slack, but never more than twice
-        the SLO, so that banked slack is not spent as one long stall. Infinite without an SLO.
+        the SLO, so that banked slack is not spent as one long stall. Never more than ``LONGEST_GAP_MS``.
         """
-        budget = math.inf if self.itl_ms is None else self.itl_ms
+        budget = LONGEST_GAP_MS if self.itl_ms is None else min(self.itl_ms, LONGEST_GAP_MS)
         if self.tpot_ms is not None:
             budget = min(budget, slack_ms, 2.0 * self.tpot_ms)
         return budget

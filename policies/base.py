@@ -81,6 +81,8 @@ class PolicyContext:
     """Latency, bound and finetune rate at every share; None where the run has no predictor."""
     max_batch: int = 256
     """Most requests in a step: ``max_num_seqs`` of the engine."""
+    background: bool = True
+    """Work beside the hot path may go on in a thread; else it is done within ``decide``, at times of ``time_s``."""
 
     def need_predictor(self) -> Predictor:
         """The predictor. Raises NoPredictorError when there is none."""

@@ -12,14 +12,19 @@ MEMORY_S = 120.0
 MEMORY_REQUESTS = 200.0
 """The present output length is that of about this many requests: it drifts, and idling says nothing about it."""
 FIRST_LATE = 10.0
-"""As many late tokens are believed to have come as expected, to begin with."""
+"""Prior of ``lateness``: as if this many late tokens had been expected, and as many had come."""
 FOLD_S = 0.25
 BURST_S = 2.0
 """About as long as a request stays: bursts matter that come faster than requests leave."""
 MOST_DISPERSED = 30.0
-FIRST_RATE, FIRST_S, FIRST_OUTPUT, FIRST_SINGLE = 0.5, 1.0, 200.0, 10.0
-"""To begin with: requests per second, and how many seconds of having seen that count; output tokens; how many requests
-are believed to have come one by one."""
+FIRST_RATE = 0.5
+"""Prior of requests per second."""
+FIRST_S = 1.0
+"""The prior of the rate counts like this many seconds of having seen it."""
+FIRST_OUTPUT = 200.0
+"""Prior of output tokens per request."""
+FIRST_SINGLE = 10.0
+"""Prior of the dispersion: as if this many requests had come one by one."""
 
 
 @dataclass(frozen=True, slots=True)

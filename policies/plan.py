@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from harli.types import FinetuneState, Slo
-from policies.budget import NO_SLO_MS
+from harli.types import LONGEST_GAP_MS, FinetuneState, Slo
 from policies.load import Load
 from policies.lookahead import Process, Solution
 from predictor.base import Floats, Predictor
 
 LATE = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""A late token costs what the whole device finetunes in this many SLO periods; the first that is enough is taken."""
+"""Prices of a late token that are tried, in what the whole device finetunes per SLO period; the lowest that meets
+``LATE_AIM`` is taken."""
 LATE_AIM = 0.005
 """Fraction of late tokens to plan for: half of what 99% attainment leaves."""
 LATE_ALONE = 1.25
@@ -68,7 +68,7 @@ def make_plan(predictor: Predictor, slo: Slo, load: Load, finetune: FinetuneStat
     gap = (outlook.gap_ms * load.stretch)[batch]
     bound = outlook.bound_ms[batch]
 
-    room = NO_SLO_MS - gap
+    room = LONGEST_GAP_MS - gap
     if slo.itl_ms is not None:
         room = np.minimum(room, slo.itl_ms - bound)
     if slo.tpot_ms is not None:
@@ -98,7 +98,7 @@ def make_plan(predictor: Predictor, slo: Slo, load: Load, finetune: FinetuneStat
     made = np.broadcast_to(batch[:, None, None].astype(float), tau_ms.shape)
     expected = batch[:, None] * _late(slo, gap[:, :1], outlook.gap_ms[batch][:, :1], bound[:, :1], room[:, :1])
     late = np.minimum(load.lateness * expected[:, :, None], made)
-    late_costs = alone_per_ms * min(slo.itl_ms or NO_SLO_MS, slo.tpot_ms or NO_SLO_MS) * late
+    late_costs = alone_per_ms * min(slo.itl_ms or LONGEST_GAP_MS, slo.tpot_ms or LONGEST_GAP_MS) * late
 
     shape = (len(states), -1)
     process = Process(tau_ms.reshape(shape) / 1e3, batch, load.arrivals_per_s, load.leaving, load.dispersion)

@@ -10,7 +10,6 @@ from harli.rows import StepRecord
 from harli.types import Decision, DecodeState, FinetuneState, HarliError
 from policies.background import Background
 from policies.base import Policy, PolicyContext, Range
-from policies.budget import budget_ms
 from policies.load import Load, LoadMeter
 from policies.plan import Plan, make_plan
 from predictor.base import Predictor
@@ -39,8 +38,7 @@ class Qos(Policy):
     step takes the one with the most finetune tokens less that cost. Under a TPOT SLO some of a request's slack is left
     for what may come before it ends. Requests that wait have decode alone; so has a step far outside what the predictor
     knows, unless there is a margin. ``slowdown`` limits the expected gap, window included, to that multiple of decode
-    alone's. ``background=False`` makes plans at once, at the same moments of ``decode.time_s``, for simulation and
-    tests.
+    alone's.
     """
 
     keeps_slo: ClassVar[bool] = True
@@ -50,7 +48,6 @@ class Qos(Policy):
         context: PolicyContext,
         *,
         slowdown: Annotated[float, Range(1.05, 4.0, log=True)] = float("inf"),
-        background: bool = True,
     ) -> None:
         super().__init__(context)
         if not slowdown >= 1.0:
@@ -69,7 +66,7 @@ class Qos(Policy):
         self._switch_ms, self._overhead_ms = astuple(self._predictor.costs)
         self._meter = LoadMeter(context.max_batch)
         self._planning = _Planning(self._predictor, context, slowdown, self._meter)
-        self._planner = Background(self._planning, CHECK_S, background)
+        self._planner = Background(self._planning, CHECK_S, context.background)
         self._plan: Plan | None = None
 
     def decide(self, decode: DecodeState, finetune: FinetuneState) -> Decision:
@@ -101,7 +98,7 @@ class Qos(Policy):
         forecast, units = self._predictor.forecast(decode, finetune), self._predictor.units(finetune)
         gaps, bounds, rates = forecast.gap_ms, forecast.bound_ms, forecast.finetune_tokens_per_s
         price = plan.delay_cost[min(decode.batch, plan.capacity)]
-        budget = budget_ms(self.context.slo, decode, self._reserve_ms)
+        budget = self.context.slo.budget_ms(decode.slack_ms - self._reserve_ms)
         if not forecast.known:
             budget *= CAREFUL
         slowest = self._slowdown * gaps[0]

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from harli.types import Decision, DecodeState, FinetuneState
 from policies.base import Policy, PolicyContext
-from policies.budget import budget_ms
 
 
 class Stepwise(Policy):
@@ -30,7 +29,7 @@ class Stepwise(Policy):
             return best
         costs, alone_per_s = self._predictor.costs, self._predictor.alone_tokens_per_s(finetune)
         units, held_ms = self._predictor.units(finetune), finetune.held_ms
-        budget = budget_ms(self.context.slo, decode)
+        budget = self.context.slo.budget_ms(decode.slack_ms)
         gaps, bounds, rates = self.limits(decode, finetune)
         most, window = 0.0, 0.0
         for decision, gap, bound, rate in zip(self._shares, gaps, bounds, rates, strict=True):

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from harli.types import Decision, DecodeState, FinetuneState
 from policies.base import Policy, PolicyContext
-from policies.budget import budget_ms
 
 
 class Timeslice(Policy):
@@ -24,7 +23,7 @@ class Timeslice(Policy):
             return self._alone
         predictor = self._predictor
         bound = predictor.forecast(decode, finetune).bound_ms[0]
-        window = budget_ms(self.context.slo, decode) - bound - predictor.costs.window_overhead_ms
+        window = self.context.slo.budget_ms(decode.slack_ms) - bound - predictor.costs.window_overhead_ms
         if window < max(predictor.units(finetune).longest_ms, finetune.held_ms):
             return self._alone
         return Decision(self._alone.share, window)

@@ -28,8 +28,7 @@ class ExactPredictor(Predictor):
         self.costs = Costs(switch_ms=2.0, window_overhead_ms=1.0)
         units = menu.finetune_alone.finetune
         self.unit_times = tuple(
-            UnitTime(kind, units, 256, 0, 4.0, mean_ms, 1.2 * mean_ms)
-            for kind, mean_ms in (("forward", 4.0), ("backward", 8.0))
+            UnitTime(kind, units, 256, 0, 4.0, mean_ms) for kind, mean_ms in (("forward", 4.0), ("backward", 8.0))
         )
         self.finetune_alone_tokens_per_s = 400.0
         shares = [share.finetune_share for share in menu.shares[:-1]]

@@ -1,4 +1,4 @@
-"""A profile's folder while it is being measured: new, or one that is gone on with."""
+"""A profile's folder while it is being measured: new, or one that is resumed."""
 
 from __future__ import annotations
 

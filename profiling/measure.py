@@ -31,7 +31,7 @@ def unit_times(units: pa.Table, layers: int, accumulation: int) -> tuple[UnitTim
         chosen = alone if len(alone) >= LEAST_ROWS else alone + beside
         per_pass = units_per_pass(layers, key[3], accumulation).get(key[0], 0.0)
         if per_pass and len(chosen) >= LEAST_ROWS:
-            times.append(UnitTime(*key, per_pass, float(np.mean(chosen)), float(np.percentile(chosen, 99))))
+            times.append(UnitTime(*key, per_pass, float(np.mean(chosen))))
     return tuple(times)
 
 

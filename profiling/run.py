@@ -34,7 +34,7 @@ class Profiling:
     """One profile on an engine of its own. Making it checks the settings; nothing is written before ``execute``."""
 
     def __init__(self, settings: ProfileSettings, resume: Path | None = None) -> None:
-        """``resume``: a profile's folder to go on with; it has to be of the same settings. Raises HarliError."""
+        """``resume``: a profile's folder to resume; it has to be of the same settings. Raises HarliError."""
         prepare_environment()
         self.settings = settings
         self.menu = _menu(settings.shares)
@@ -64,7 +64,7 @@ class Profiling:
                     return await self.sitting(engine, target, on_progress).run()
             except asyncio.CancelledError:
                 if not (folder / PROFILE_FILE).exists():
-                    shutil.rmtree(folder, ignore_errors=True)  # a log alone cannot be gone on with, and is in the way
+                    shutil.rmtree(folder, ignore_errors=True)  # a log alone cannot be resumed, and is in the way
                 raise
 
     def sitting(self, engine: AsyncLLM, folder: ProfileFolder, on_progress: Callable[[Progress], None]) -> Sitting:
@@ -132,8 +132,8 @@ def _menu(names: Sequence[str]) -> Menu:
 
 
 def _check_same(before: Profile, settings: ProfileSettings) -> None:
-    """Raises HarliError when a profile cannot be gone on with."""
+    """Raises HarliError when a profile cannot be resumed."""
     if before.info.status == "finished":
         raise HarliError(f"the profile in {before.folder} is finished; profile into a new folder")
     if reasons := differences(before.info.model_dump(), identity(settings.engine)):
-        raise HarliError(f"{before.folder} cannot be gone on with here: {reasons[0]}; profile into a new folder")
+        raise HarliError(f"{before.folder} cannot be resumed here: {reasons[0]}; profile into a new folder")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from harli.types import HarliError, Menu, Share, Slo
+from harli.types import LONGEST_GAP_MS, HarliError, Menu, Share, Slo
 
 
 def test_a_share_names_itself_and_its_fraction() -> None:
@@ -50,9 +50,10 @@ def test_what_is_not_a_menu(shares: tuple[Share, ...]) -> None:
 @pytest.mark.parametrize(
     ("slo", "slack_ms", "budget_ms"),
     [
-        (Slo(), 5.0, math.inf),
+        (Slo(), 5.0, LONGEST_GAP_MS),
         (Slo(itl_ms=40.0), 5.0, 40.0),
         (Slo(itl_ms=40.0), -5.0, 40.0),
+        (Slo(itl_ms=4000.0), 5.0, LONGEST_GAP_MS),
         (Slo(tpot_ms=30.0), 25.0, 25.0),
         (Slo(tpot_ms=30.0), 59.0, 59.0),
         (Slo(tpot_ms=30.0), 61.0, 60.0),

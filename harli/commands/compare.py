@@ -175,7 +175,7 @@ def _show(results: ComparisonFolder, always: Console, *, printed: bool) -> list[
                 publish_comparison(results, scored)
         except HarliError as error:
             always.print(f"harli: {error}", markup=False, highlight=False)
-    missing = "" if complete else f"; go on with: harli compare --resume {results.folder}"
+    missing = "" if complete else f"; resume with: harli compare --resume {results.folder}"
     kind = " (simulated)" if settings.simulation else ""
     always.print(f"comparison in {results.folder}{kind}{missing}", markup=False, highlight=False)
     if printed:

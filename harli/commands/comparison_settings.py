@@ -52,12 +52,12 @@ def _simulated(flags: dict[str, Any]) -> ComparisonSettings:
 
 
 def _resumed(flags: dict[str, Any]) -> ComparisonSettings:
-    """The settings of the comparison that is gone on with."""
+    """The settings of the comparison that is resumed."""
     from harli.compare.results import ComparisonFolder
 
     if flags["config"] or flags["out"] or flags["tune"]:
-        raise HarliError("--resume goes on with a comparison by its own settings; leave out --config, --out and --tune")
-    _refuse(flags, SETTLED, "a comparison that is gone on with has its own")
+        raise HarliError("a comparison is resumed with its own settings; leave out --config, --out and --tune")
+    _refuse(flags, SETTLED, "a comparison that is resumed has its own")
     settings = ComparisonFolder(flags["resume"]).info.settings
     if settings.simulation is None:
         _refuse(flags, SIMULATED, "only a simulated comparison has a use for")

@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 
 Folder = Annotated[Path, typer.Argument(help="A record folder.")]
 
-COLUMNS = {
-    "decode/tpot_p99_ms": "{:.1f} ms",
-    "slo/tpot_attainment": "{:.1%}",
-    "finetune/tokens_per_s": "{:.1f}",
-}
-"""The metrics that ``harli runs`` shows, and how."""
-
 LINE_WIDTH = 1000
 """More than a row needs: one line per record, its name never cut, in a narrow terminal and in a pipe too."""
 
@@ -49,7 +42,7 @@ def runs(folder: Annotated[Path, typer.Argument(help="The folder that holds the 
             records.append(read_record(path.parent))
         except HarliError as error:
             damaged.append(str(error))
-    headings = ("record", "time", "policy", "model", "status", "TPOT p99", "attained", "finetune tokens/s")
+    headings = ("record", "time", "policy", "model", "status", "TPOT p99", "ITL p99", "attained", "finetune tokens/s")
     table = Table(*headings, box=None, pad_edge=False)
     for record in sorted(records, key=lambda record: datetime.fromisoformat(record.info.started_at)):
         table.add_row(*map(Text, _row(record)))
@@ -65,8 +58,13 @@ def _row(record: Record) -> Iterator[str]:
     yield info.policy
     yield info.model
     yield f"{info.status} (simulated)" if info.simulated else info.status
-    for name, shown in COLUMNS.items():
-        value = metrics.get(name)
+    attained = [metrics.get(f"slo/{name}_attainment") for name in ("itl", "tpot")]
+    for value, shown in (
+        (metrics.get("decode/tpot_p99_ms"), "{:.1f} ms"),
+        (metrics.get("decode/itl_p99_ms"), "{:.1f} ms"),
+        (min((part for part in attained if part is not None), default=None), "{:.1%}"),
+        (metrics.get("finetune/tokens_per_s"), "{:.1f}"),
+    ):
         yield "-" if value is None else shown.format(value)
 
 

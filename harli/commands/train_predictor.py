@@ -74,7 +74,7 @@ def train_predictor(
         try:
             trained = train(data, budget, coverage=coverage, seed=seed, storage=OPTUNA_FILE, on_trial=progress.trial)
         except KeyboardInterrupt:
-            console.print("interrupted: nothing is registered; the same command goes on with the search")
+            console.print("interrupted: nothing is registered; the same command resumes the search")
             raise
     with console.status("comparing and registering"):
         verdict = contest(trained, champion)

@@ -45,7 +45,7 @@ class Comparison(ABC):
     """The requests of a whole run of the first round."""
 
     def __init__(self, settings: ComparisonSettings, menu: Menu, resume: Path | None = None) -> None:
-        """``resume``: the folder of a comparison to go on with; it has to be of the same settings.
+        """``resume``: the folder of a comparison to resume; it has to be of the same settings.
 
         Raises HarliError for whatever the user can mend.
         """
@@ -53,7 +53,7 @@ class Comparison(ABC):
         self.menu = menu
         self.variants = groups(settings.policies, menu, settings.tuned)
         self.before = ComparisonFolder(resume) if resume else None
-        """What is gone on with."""
+        """The comparison that is resumed."""
         if self.before is not None:
             check_same(self.before.info, settings, [str(share) for share in menu.shares])
 
@@ -77,7 +77,7 @@ class Comparison(ABC):
                 )
 
     def prepare(self, folder: Path) -> None:
-        """Create ``folder`` and describe the comparison in it; one that is gone on with may get more rounds."""
+        """Create ``folder`` and describe the comparison in it; one that is resumed may get more rounds."""
         if self.before is None:
             make_folder(folder)
             info = self._info()

@@ -64,7 +64,7 @@ class EngineComparison(Comparison):
         return info.data_sha256 if info else ""
 
     async def execute(self, folder: Path, on_start: Callable[[list[str]], None], on_progress: OnProgress) -> None:
-        """Run whatever is not complete in ``folder``, which is created unless it is gone on with.
+        """Run whatever is not complete in ``folder``, which is created unless it is resumed.
 
         Cancelling keeps all that is complete. Raises HarliError when the engine fails; what there is can be
         resumed.
@@ -121,12 +121,12 @@ class Sitting:
             crashes.note(self._comparison.job)
             reason = f"the engine process died in {planned}; {self._folder / ENGINE_LOG} may say why"
             run.end("failed", reason)
-            raise HarliError(f"{reason}; go on with --resume {self._folder}") from None
+            raise HarliError(f"{reason}; resume with --resume {self._folder}") from None
         except BaseException as error:
             run.end("interrupted" if isinstance(error, asyncio.CancelledError) else "failed", str(error))
             raise
         crashes.forget(self._comparison.job)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # nobody goes on with this job, and it takes room
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # nobody resumes this job, and it takes room
 
     def _tell(self, planned: PlannedRun, live: RunProgress | None) -> None:
         duration_s = self._comparison.run_settings(planned).workload.duration_s

@@ -115,7 +115,7 @@ class ComparisonInfo(Info):
 
 
 def check_same(recorded: ComparisonInfo, settings: ComparisonSettings, menu: Sequence[str]) -> None:
-    """Raises HarliError unless a comparison can be gone on with under these settings, on a device with this menu.
+    """Raises HarliError unless a comparison can be resumed under these settings, on a device with this menu.
 
     There may be more rounds than before.
     """

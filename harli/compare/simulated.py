@@ -65,7 +65,7 @@ class SimulatedComparison(Comparison):
         return self._workloads[seed]
 
     def execute(self, folder: Path, jobs: int | None, on_progress: OnProgress) -> None:
-        """Simulate in ``jobs`` processes what is not complete in ``folder``, created unless it is gone on with.
+        """Simulate in ``jobs`` processes what is not complete in ``folder``, created unless it is resumed.
 
         Stopping it keeps all that is complete. Raises HarliError when a process dies.
         """

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Params = dict[str, Value]
 
 APART = 1_000_000
-"""Added to the comparison's seed: more than it has rounds, however often it is gone on with."""
+"""Added to the comparison's seed: more than it has rounds, however often it is resumed."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +12,6 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from harli.records.schema import (
-    ADDED,
     REQUESTS,
     RUN_FILE,
     SCHEMA_VERSION,
@@ -92,11 +90,6 @@ def read_table(folder: Path, spec: TableSpec) -> pa.Table:
         # pyarrow reports a corrupt page as a plain OSError without an errno.
         raise (_unreadable(path, error) if error.errno else _damaged(path, str(error).splitlines()[0])) from error
     _check_version(path, (table.schema.metadata or {}).get(VERSION_KEY))
-    missing = [field for field in spec.schema if field.name not in table.column_names]
-    if missing and all(field.name in ADDED for field in missing):
-        for field in missing:
-            table = table.append_column(field, pa.array([math.nan] * len(table), field.type))
-        table = table.select(spec.schema.names)
     if not table.schema.equals(spec.schema):
         raise _damaged(path, f"its columns are not those of schema {SCHEMA_VERSION}")
     return table

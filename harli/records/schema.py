@@ -15,9 +15,7 @@ from harli.config import RunSettings
 from harli.rows import RequestRecord, StepRecord, UpdateRecord
 from harli.types import Slo
 
-SCHEMA_VERSION = 2
-ADDED = ("reclaim_ms",)
-"""Columns that schema 1 lacks; they are read as NaN from records of that schema."""
+SCHEMA_VERSION = 1
 VERSION_KEY = b"harli_schema_version"
 """Where a parquet file's metadata has the schema version."""
 

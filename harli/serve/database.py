@@ -10,7 +10,7 @@ from typing import Any
 
 from harli.types import HarliError
 
-VERSION = 2
+VERSION = 1
 SCHEMA = """
 CREATE TABLE files (
     id TEXT PRIMARY KEY, filename TEXT NOT NULL, bytes INTEGER NOT NULL, created_at INTEGER NOT NULL
@@ -43,10 +43,6 @@ CREATE TABLE events (
 );
 CREATE INDEX events_by_job ON events (job, number);
 """
-FROM_1 = """
-ALTER TABLE jobs ADD COLUMN turn_began INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE jobs ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
-"""
 
 
 class Database:
@@ -66,7 +62,7 @@ class Database:
             self.run("PRAGMA foreign_keys = ON")
             if version < VERSION:
                 with self.transaction():
-                    for statement in (FROM_1 if version else SCHEMA).split(";\n"):
+                    for statement in SCHEMA.split(";\n"):
                         self.run(statement)
                     self.run(f"PRAGMA user_version = {VERSION}")
         except (sqlite3.Error, HarliError) as error:

@@ -130,7 +130,7 @@ class AnalyticPredictor(Predictor):
         self.costs = Costs()
         parts = sorted({share.finetune for share in self.menu.shares} - {0})
         self.unit_times = tuple(
-            UnitTime(kind, part, device.pass_tokens, 0, often, mean_ms, mean_ms * device.noise.unit_quantile(0.99))
+            UnitTime(kind, part, device.pass_tokens, 0, often, mean_ms)
             for part in parts
             for kind, often in units_per_pass(device.layers, 0, finetune.accumulation).items()
             if often

@@ -7,10 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import ClassVar
 
 import numpy as np
-from pydantic import ConfigDict
 
 from harli.types import DecodeState, FinetuneState, HarliError, Menu
 from predictor.base import Floats, Predictor
@@ -23,9 +21,6 @@ BLOCK = 4096
 @dataclass(frozen=True, slots=True)
 class Noise:
     """What makes one step differ from the mean of its kind."""
-
-    # Earlier comparisons and simulated runs name more fields, all of them empty.
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
 
     sigma: float = 0.03
     """Of the lognormal ratio of a step, or a unit, to its mean; that ratio's own mean is 1."""

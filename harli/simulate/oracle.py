@@ -30,7 +30,6 @@ from harli.simulate.served import BLOCK_TOKENS
 from harli.types import Decision, DecodeState, FinetuneState, HarliError
 from harli.workload.base import Request
 from policies.base import Policy, PolicyContext
-from policies.budget import budget_ms
 from policies.load import Load
 from policies.plan import make_plan
 from predictor.base import Floats, Forecast, Outlook, Predictor
@@ -138,7 +137,7 @@ class Oracle(Policy):
         alone = self._decisions[0]
         if not finetune.ready:
             return alone
-        foresight, budget = self._foresight, budget_ms(self.context.slo, decode)
+        foresight, budget = self._foresight, self.context.slo.budget_ms(decode.slack_ms)
         forecast, whole = foresight.forecast(decode, finetune), foresight.finetune_alone_tokens_per_s
         rates, price = forecast.finetune_tokens_per_s, self._price * self._delay_cost(decode, finetune)
         next_ms = foresight.next_bounds_ms(decode, finetune)

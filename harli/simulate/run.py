@@ -24,7 +24,7 @@ from harli.simulate.served import blocks
 from harli.types import HarliError
 from harli.workload.base import Workload
 from policies.base import PolicyContext
-from policies.registry import load_policy, make_policy, parameters
+from policies.registry import load_policy, make_policy
 from predictor.base import Predictor
 from predictor.correction import CorrectedPredictor
 
@@ -78,8 +78,8 @@ class Simulation:
             if knows
             else CorrectedPredictor(device.predictor, device.coverage)
         )
-        context = PolicyContext(device.menu, slo, seed, self._predictor, engine.max_num_seqs)
-        policy = make_policy(settings.policy, _params(settings), context)
+        context = PolicyContext(device.menu, slo, seed, self._predictor, engine.max_num_seqs, background=False)
+        policy = make_policy(settings.policy, settings.params, context)
         self._controller = Controller(policy, settings.policy, self._predictor)
         self._engine = SimulatedEngine(device, scheduler, self._finetune, self._controller)
 
@@ -132,14 +132,6 @@ class Simulation:
         known: dict[str, Any] = {"status": status, "finetune": finetune, "predictor": predictor}
         self.info = self.info.model_copy(update=known | {"duration_s": duration_s, "summary": summary})
         return self.info
-
-
-def _params(settings: RunSettings) -> dict[str, Any]:
-    """A policy that plans in the background plans at once instead: simulated time would not wait for it."""
-    params: dict[str, Any] = dict(settings.params)
-    if any(parameter.name == "background" for parameter in parameters(load_policy(settings.policy))):
-        params["background"] = False
-    return params
 
 
 def _info(settings: SimulationSettings, device: Device) -> RunInfo:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FOLDER = "model"
 """Where the run's artifacts have the version's folder."""
-POINTS = "points.json"
+GROUPS = "groups.json"
 """Ids of the groups that the version was fitted on, beside its artifact."""
 
 
@@ -39,7 +39,7 @@ def load_champion(registry: Registry) -> Champion | None:
         return None
     folder = registry.folder(champion.number)
     try:
-        seen = json.loads((folder / POINTS).read_text(encoding="utf-8"))
+        seen = json.loads((folder / GROUPS).read_text(encoding="utf-8"))
         return Champion(champion.number, Artifact.load(folder / ARTIFACT), frozenset(seen))
     except (HarliError, OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0].split(";")[0]
@@ -139,7 +139,7 @@ def _write_model(folder: Path, run_id: str, trained: Trained) -> None:
     from mlflow.models import Model
 
     trained.artifact.save(folder / ARTIFACT)
-    (folder / POINTS).write_text(json.dumps(sorted(trained.seen)) + "\n", encoding="utf-8")
+    (folder / GROUPS).write_text(json.dumps(sorted(trained.seen)) + "\n", encoding="utf-8")
     flavour = {"data": ARTIFACT, "loader": "predictor.artifact.Artifact.load"}
     Model(artifact_path=FOLDER, run_id=run_id, flavors={"harli": flavour}).save(str(folder / "MLmodel"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,15 +14,6 @@ from harli.workload.base import Request, Workload
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
-
-
-class Counts(NamedTuple):
-    """Where the requests stand: ``sent`` is the sum of the others."""
-
-    sent: int
-    running: int
-    finished: int
-    failed: int
 
 
 class TokenTimes:
@@ -74,7 +65,6 @@ class OpenLoopClient:
         self._engine_is_up = asyncio.Event()
         self._engine_is_up.set()
         self._sent = 0
-        self._failed = 0
 
     def pause(self) -> None:
         """Hold requests that are due back: the engine has died."""
@@ -86,9 +76,9 @@ class OpenLoopClient:
         self._engine_is_up.set()
 
     @property
-    def counts(self) -> Counts:
-        done = len(self.records)
-        return Counts(self._sent, self._sent - done, done - self._failed, self._failed)
+    def running(self) -> int:
+        """Requests that have been sent and have not ended."""
+        return self._sent - len(self.records)
 
     async def run(self, clock_zero: float | None = None) -> None:
         """Send every request and wait until the last has ended; to be called once.
@@ -135,7 +125,6 @@ class OpenLoopClient:
             cause = raised.__cause__ or raised
             error = " ".join(f"{type(cause).__name__}: {cause}".split())
         finally:
-            self._failed += bool(error)
             self.records.append(
                 request.record(
                     request_id,

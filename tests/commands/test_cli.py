@@ -6,24 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from harli.cli import app, main
 from harli.commands import complete
 
-COMMANDS = (
-    "run",
-    "profile",
-    "train-predictor",
-    "predictors",
-    "simulate",
-    "estimate",
-    "runs",
-    "show",
-    "publish",
-    "policies",
-    "doctor",
-)
+COMMANDS = sorted(typer.main.get_command(app).commands)
 
 
 def test_version_names_engine_and_torch() -> None:

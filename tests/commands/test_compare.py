@@ -70,7 +70,7 @@ def harli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
         ),
         (["--resume", "nowhere"], "is not a comparison"),
         (["--resume", "nowhere", "--out", "here"], "leave out --config"),
-        (["--resume", "nowhere", "--simulate"], "gone on with has its own --simulate; leave it out"),
+        (["--resume", "nowhere", "--simulate"], "is resumed has its own --simulate; leave it out"),
         (["--resume", "nowhere", "--device", "h200/llama-3-8b"], "has its own --device"),
         (["--resume", "nowhere", "--kv-blocks", "9"], "has its own --kv-blocks"),
         (["--resume", "nowhere", "--noise", "0.1"], "has its own --noise"),

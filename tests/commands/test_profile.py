@@ -43,7 +43,7 @@ def interrupted(tmp_path: Path) -> Path:
         ProfileInfo(
             profile_id="0" * 32, model="tiny", role="decode", menu=["2/0", "1/1", "0/2"], device={}, versions={},
             settings=settings.model_dump(mode="json"), plan=make_plan().described, status="interrupted",
-            started_at="2026-01-01T00:00:00+00:00", unit_times=(UnitTime("forward", 2, 256, 0, 4.0, 1.5, 2.0),),
+            started_at="2026-01-01T00:00:00+00:00", unit_times=(UnitTime("forward", 2, 256, 0, 4.0, 1.5),),
         )
     )  # fmt: skip
     return tmp_path / "profile"
@@ -108,7 +108,7 @@ def test_a_profile_of_something_else_is_not_resumed(
     content = json.loads(path.read_text()) | identity(EngineSettings(model="tiny"))
     path.write_text(json.dumps(content | changes))
     line = refused(capsys, monkeypatch, "--resume", str(interrupted))
-    assert f"cannot be gone on with here: {said}" in line
+    assert f"cannot be resumed here: {said}" in line
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -120,7 +120,7 @@ def test_ctrl_c_while_the_engine_starts(
     *,
     resumed: bool,
 ) -> None:
-    """A new profile leaves nothing; one that is gone on with stays."""
+    """A new profile leaves nothing; one that is resumed stays."""
 
     @asynccontextmanager
     async def starting(settings: EngineSettings, log: Path) -> AsyncIterator[None]:

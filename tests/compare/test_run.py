@@ -1,4 +1,4 @@
-"""Comparisons on a real engine: interleaved, stopped and gone on with, scored, published."""
+"""Comparisons on a real engine: interleaved, stopped and resumed, scored, published."""
 
 from __future__ import annotations
 

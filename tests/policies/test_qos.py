@@ -53,9 +53,9 @@ class Unsure(Bounded):
         return forecast
 
 
-def make(slo: Slo, menu: Menu = MENU, **params: Any) -> tuple[Qos, ExactPredictor]:
+def make(slo: Slo, menu: Menu = MENU, background: bool = False, **params: Any) -> tuple[Qos, ExactPredictor]:
     predictor = Unsure(menu)
-    return Qos(PolicyContext(menu, slo, 0, predictor, 32), **{"background": False, **params}), predictor
+    return Qos(PolicyContext(menu, slo, 0, predictor, 32, background), **params), predictor
 
 
 def state(time_s: float = 1.0, batch: int = 4, **changes: Any) -> DecodeState:
@@ -233,7 +233,7 @@ def test_in_the_background_it_decides_alone_until_the_first_plan_is_there() -> N
 
 def outcome(kind: type, slo: Slo, rate: float, **params: Any) -> Any:
     predictor = Bounded(TWO)
-    policy = kind(PolicyContext(TWO, slo, 0, predictor, 24), **params)
+    policy = kind(PolicyContext(TWO, slo, 0, predictor, 24, background=False), **params)
     return serve(
         policy, predictor, slo, arrivals_per_s=rate, output_tokens=100, duration_s=400.0, max_batch=24, noise=0.03
     )
@@ -241,7 +241,7 @@ def outcome(kind: type, slo: Slo, rate: float, **params: Any) -> Any:
 
 def test_at_high_load_filling_every_step_fills_the_batch_and_look_ahead_does_not() -> None:
     slo = Slo(itl_ms=120.0)
-    alone, qos = outcome(Separate, slo, 3.5), outcome(Qos, slo, 3.5, background=False)
+    alone, qos = outcome(Separate, slo, 3.5), outcome(Qos, slo, 3.5)
     stepwise = outcome(Stepwise, slo, 3.5)
     assert stepwise.mean_batch > 20.0
     assert stepwise.wait_p99_s > 5.0
@@ -252,7 +252,7 @@ def test_at_high_load_filling_every_step_fills_the_batch_and_look_ahead_does_not
 
 def test_at_moderate_load_it_finetunes_more_and_later_less() -> None:
     slo = Slo(itl_ms=40.0)
-    stepwise, qos = outcome(Stepwise, slo, 2.0), outcome(Qos, slo, 2.0, background=False)
+    stepwise, qos = outcome(Stepwise, slo, 2.0), outcome(Qos, slo, 2.0)
     assert qos.finetune_tokens_per_s > stepwise.finetune_tokens_per_s
     assert qos.within_slo >= stepwise.within_slo
     assert qos.within_slo > 0.99
@@ -262,7 +262,7 @@ def test_a_tpot_slo_is_kept_where_reacting_to_it_is_too_late() -> None:
     slo = Slo(tpot_ms=40.0)
     alone, qos, reactive = (
         outcome(Separate, slo, 2.5),
-        outcome(Qos, slo, 2.5, background=False),
+        outcome(Qos, slo, 2.5),
         outcome(Reactive, slo, 2.5),
     )
     assert qos.requests_within_slo >= 0.99 * alone.requests_within_slo
@@ -271,7 +271,7 @@ def test_a_tpot_slo_is_kept_where_reacting_to_it_is_too_late() -> None:
 
 
 def test_the_same_seed_serves_the_same() -> None:
-    first, second = (outcome(Qos, Slo(itl_ms=50.0), 2.0, background=False) for _ in range(2))
+    first, second = (outcome(Qos, Slo(itl_ms=50.0), 2.0) for _ in range(2))
     assert first.decisions == second.decisions
     assert np.isfinite(first.finetune_tokens_per_s)
 

@@ -20,7 +20,7 @@ IDENTITY = {
     "model": "some/model-24M", "role": "decode", "menu": [str(share) for share in MENU.shares],
     "device": {"kind": "cpu", "cores": 4}, "versions": {"vllm": "0.32.0", "torch": "2.13.0"},
 }  # fmt: skip
-UNIT_TIMES = (UnitTime("forward", 4, 256, 0, 8.0, 10.0, 14.0), UnitTime("backward", 4, 256, 0, 8.0, 25.0, 31.0))
+UNIT_TIMES = (UnitTime("forward", 4, 256, 0, 8.0, 10.0), UnitTime("backward", 4, 256, 0, 8.0, 25.0))
 
 
 def truth_ms(data: Dataset) -> Floats:

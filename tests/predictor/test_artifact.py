@@ -71,7 +71,6 @@ def test_a_file_of_this_format_is_read_and_written_as_it_was(tmp_path: Path) -> 
                 "kept_layers": 0,
                 "per_pass": 8.0,
                 "mean_ms": 10.0,
-                "p99_ms": 14.0,
             }
         ],
         "finetune_alone_tokens_per_s": 900.0,

@@ -25,7 +25,7 @@ def all_units(*, beside: bool = False) -> list[UnitRecord]:
 def test_unit_times_and_the_rate_that_follows() -> None:
     table = UNITS.table(all_units())
     times = {time.kind: time for time in unit_times(table, LAYERS, accumulation=2)}
-    assert times["forward"].mean_ms == times["forward"].p99_ms == 5.0
+    assert times["forward"].mean_ms == 5.0
     assert times["backward"].per_pass == LAYERS
     assert times["optimizer"].per_pass == LAYERS / 2
     pass_ms = 1 + 4 * 5 + 4 + 4 * 10 + 2 * 2

@@ -1,4 +1,4 @@
-"""Profiles of a real engine: whole, interrupted and gone on with, damaged."""
+"""Profiles of a real engine: whole, interrupted and resumed, damaged."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def folder(host: EngineHost, settings: ProfileSettings, tmp_path: Path) -> Path:
 
 def test_another_model_is_refused(folder: Path, settings: ProfileSettings) -> None:
     other = settings.model_copy(update={"engine": settings.engine.model_copy(update={"model": "small"})})
-    with pytest.raises(HarliError, match="cannot be gone on with here: model tiny is not small"):
+    with pytest.raises(HarliError, match="cannot be resumed here: model tiny is not small"):
         Profiling(other, folder)
 
 

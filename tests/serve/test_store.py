@@ -116,19 +116,6 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         Store(path)
 
 
-def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
-    path = tmp_path / "old.sqlite"
-    Store(path).close()
-    with closing(sqlite3.connect(path)) as connection:
-        for column in ("turn_began", "deaths"):
-            connection.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
-        connection.execute("PRAGMA user_version = 1")
-    with closing(Store(path)) as store:
-        job = add(store, "a", status=Status.RUNNING)
-        store.note_death("a")
-        assert (job.deaths, store.job("a").deaths) == (0, 1)
-
-
 def test_it_knows_which_models_its_unfinished_jobs_and_served_adapters_are_for(store: Store) -> None:
     for name, model in (("a", "old"), ("b", "gone"), ("c", "new")):
         store.add_job(name, JobRequest(model=model, training_file="f"))

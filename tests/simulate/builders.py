@@ -46,7 +46,7 @@ def device(noise: Noise = QUIET, finetune: FinetuneSettings = FINETUNE, seed: in
 
 def policy(name: str, **params: Any) -> Policy:
     small = device()
-    return make_policy(name, params, PolicyContext(small.menu, Slo(), predictor=small.predictor))
+    return make_policy(name, params, PolicyContext(small.menu, Slo(), predictor=small.predictor, background=False))
 
 
 @dataclass

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harli.compare.settings import SimulatedDevice
 from harli.config import FinetuneSettings
 from harli.simulate.analytic import H200_LLAMA_3_8B, AnalyticDevice
 from harli.simulate.device import BLOCK, Noise
@@ -75,8 +74,8 @@ def test_a_trained_predictor_is_a_device(tmp_path: Path) -> None:
     finetune = FINETUNE.model_copy(update={"microbatch_tokens": 256})
     trained = artifact()
     whole = {"embed": 1.0, "forward": 10.0, "loss": 20.0, "backward": 25.0, "optimizer": 2.0}
-    times = [UnitTime(kind, 4, 256, 0, 8.0, mean_ms, mean_ms) for kind, mean_ms in whole.items()]
-    times += [UnitTime("forward", part, 256, 0, 8.0, 40.0 / part, 50.0 / part) for part in (1, 2)]
+    times = [UnitTime(kind, 4, 256, 0, 8.0, mean_ms) for kind, mean_ms in whole.items()]
+    times += [UnitTime("forward", part, 256, 0, 8.0, 40.0 / part) for part in (1, 2)]
     trained.model_copy(update={"unit_times": tuple(times)}).save(tmp_path)
     on = trained_device(tmp_path, "profiled", finetune, QUIET, 0)
     assert (on.model, on.layers, on.coverage) == ("some/model-24M", 8, 0.99)
@@ -123,18 +122,12 @@ def test_impossible_noise_is_one_line(field: str, value: object) -> None:
         Noise(**{field: value})  # type: ignore[arg-type]
 
 
-def test_noise_as_earlier_comparisons_describe_it_can_be_read() -> None:
-    earlier = {"sigma": 0.1, "drift_per_minute": 0.5, "solo_ratios": [], "corun_ratios": []}
-    read = SimulatedDevice.model_validate({"device": "h200/llama-3-8b", "noise": earlier})
-    assert read.noise == Noise(sigma=0.1, drift_per_minute=0.5)
-
-
 def test_with_lending_a_predicted_device_keeps_as_many_layers_as_its_profile_has_seen(tmp_path: Path) -> None:
     finetune = FINETUNE.model_copy(update={"microbatch_tokens": 256})
     recomputed = {"embed": 1.0, "forward": 10.0, "loss": 20.0, "backward": 30.0, "optimizer": 2.0}
     kept = recomputed | {"forward_kept": 11.0, "backward_kept": 20.0}
     times = [
-        UnitTime(kind, units, 256, layers, 8.0, mean_ms, mean_ms)
+        UnitTime(kind, units, 256, layers, 8.0, mean_ms)
         for units in (1, 2, 4)
         for layers, whole in ((0, recomputed), (6, kept))
         for kind, mean_ms in whole.items()

@@ -119,7 +119,7 @@ def test_without_finetuning_it_is_decode_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "params"),
     [
-        ("qos", {"background": False}),
+        ("qos", {}),
         ("stepwise", {}),
         ("timeslice", {}),
         ("reactive", {}),
