@@ -13,6 +13,8 @@ Name = Annotated[str, Field(min_length=1)]
 Positive = Annotated[FiniteFloat, Field(gt=0.0)]
 
 
+BATCHED_TOKENS = 2048
+"""Most tokens of a step, prompts' included; more if there may be more requests."""
 CHAMPION = "models:/harli-decode-latency@champion"
 
 

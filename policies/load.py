@@ -13,6 +13,10 @@ MEMORY_REQUESTS = 200.0
 """The present output length is that of about this many requests: it drifts, and idling says nothing about it."""
 FIRST_LATE = 10.0
 """Prior of ``lateness``: as if this many late tokens had been expected, and as many had come."""
+STALL = 5.0
+"""A step that takes longer than this many planned ones is a stall, and counts as so many."""
+LEAST_MS = 1e-6
+"""What the times of steps are at least, however long ago: a day without any leaves nothing of them."""
 FOLD_S = 0.25
 BURST_S = 2.0
 """About as long as a request stays: bursts matter that come faster than requests leave."""
@@ -89,9 +93,9 @@ class LoadMeter:
         return self._now_s
 
     def took(self, planned_ms: float, actual_ms: float) -> None:
-        """A step took ``actual_ms`` where the plan had ``planned_ms``; a stall counts as at most five such steps."""
+        """A step took ``actual_ms`` where the plan had ``planned_ms``."""
         self._planned_ms += planned_ms
-        self._actual_ms += min(actual_ms, 5.0 * planned_ms)
+        self._actual_ms += min(actual_ms, STALL * planned_ms)
 
     def late(self, expected: float, late: int) -> None:
         """As many tokens of a step with decode alone came late, where the plan expected ``expected``."""
@@ -129,8 +133,8 @@ class LoadMeter:
         used = decode.kv_blocks_total - decode.kv_blocks_free - decode.kv_blocks_lent
         self._blocks = self._blocks * kept + used
         self._block_requests = self._block_requests * kept + decode.batch
-        self._planned_ms *= kept
-        self._actual_ms *= kept
+        self._planned_ms = max(self._planned_ms * kept, LEAST_MS)
+        self._actual_ms = max(self._actual_ms * kept, LEAST_MS)
         self._expected_late *= kept
         self._late *= kept
         self._came = self._left = self._request_steps = self._batches = self._contexts = 0

@@ -10,7 +10,7 @@ from harli.rows import StepRecord
 from harli.types import Decision, DecodeState, FinetuneState, HarliError
 from policies.background import Background
 from policies.base import Policy, PolicyContext, Range
-from policies.load import Load, LoadMeter
+from policies.load import STALL, Load, LoadMeter
 from policies.plan import Plan, make_plan
 from predictor.base import Predictor
 
@@ -88,7 +88,8 @@ class Qos(Policy):
             batch = min(step.batch, plan.capacity)
             planned_ms = plan.gap_ms[batch][share]
             self._meter.took(planned_ms, gap_ms)
-            excess_ms = gap_ms - planned_ms
+            stall_ms = math.inf if step.prefill_tokens else STALL * planned_ms  # prompts come again, stalls do not
+            excess_ms = min(gap_ms, stall_ms) - planned_ms
             self._reserve_ms = max(self._reserve_ms * (1.0 - step.gap_ms / REMEMBERED_MS), RESERVED * excess_ms)
             if share == 0 and plan.late[batch] > 0.0:  # others are as late as bounds allow, or for another reason
                 self._meter.late(plan.late[batch], batch if gap_ms > self._limit_ms else 0)
@@ -97,11 +98,12 @@ class Qos(Policy):
         """Set the share that is worth most among those that fit this step, and give its window in ms."""
         forecast, units = self._predictor.forecast(decode, finetune), self._predictor.units(finetune)
         gaps, bounds, rates = forecast.gap_ms, forecast.bound_ms, forecast.finetune_tokens_per_s
+        later_gaps, later_bounds = forecast.behind_window.gap_ms, forecast.behind_window.bound_ms
         price = plan.delay_cost[min(decode.batch, plan.capacity)]
         budget = self.context.slo.budget_ms(decode.slack_ms - self._reserve_ms)
         if not forecast.known:
             budget *= CAREFUL
-        slowest = self._slowdown * gaps[0]
+        slowest = self._slowdown * later_gaps[0]
         gain = self._predictor.alone_tokens_per_s(finetune) - price  # of a window's time
         if not forecast.known or decode.prefill_tokens:
             gain = 0.0
@@ -111,18 +113,19 @@ class Qos(Policy):
         last, decode_units = self._last, self._decode_units
         self._last, window_ms, most = 0, 0.0, -math.inf
         for share, gap in enumerate(gaps):
-            room = min(budget - bounds[share], slowest - gap)
-            if room < 0.0:
-                continue
-            worth, window = (rates[share] - price) * gap, 0.0
-            if decode_units[share] > decode_units[last]:
-                worth -= price * self._switch_ms
+            rate = rates[share] - price
+            switch = price * self._switch_ms if decode_units[share] > decode_units[last] else 0.0
+            if bounds[share] <= budget and gap <= slowest:
+                worth = rate * gap - switch
+                if worth > most:
+                    most, self._last, window_ms = worth, share, 0.0
             if gain > 0.0:
-                used_ms = units.in_window_ms(room - overhead_ms - held_ms, split=share > 0)
-                if before + gain * used_ms > 0.0 < used_ms:
-                    worth, window = worth + before + gain * used_ms, room - overhead_ms
-            if worth > most:
-                most, self._last, window_ms = worth, share, window
+                gap = later_gaps[share]
+                room = min(budget - later_bounds[share], slowest - gap) - overhead_ms
+                used_ms = units.in_window_ms(room - held_ms, split=share > 0)
+                worth = rate * gap - switch + before + gain * used_ms
+                if used_ms > 0.0 and worth > most:
+                    most, self._last, window_ms = worth, share, room
         return window_ms
 
 

@@ -58,8 +58,8 @@ def parameters(policy: type[Policy]) -> list[Parameter]:
     """What ``--param`` may set, in the order of the constructor. Raises HarliError if a type is not to be found."""
     try:
         hints = get_type_hints(policy.__init__, include_extras=True)
-    except NameError as error:
-        raise HarliError(f"the parameters of {policy.__name__} cannot be read: {error} when it runs") from error
+    except Exception as error:  # annotations are the author's own code
+        raise HarliError(f"the parameters of {policy.__name__} cannot be read: {one_line(error)}") from error
     signature = inspect.signature(policy.__init__)
     return [
         Parameter(name, hint, argument.default, _range(hint))

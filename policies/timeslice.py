@@ -22,7 +22,7 @@ class Timeslice(Policy):
         if not finetune.ready:
             return self._alone
         predictor = self._predictor
-        bound = predictor.forecast(decode, finetune).bound_ms[0]
+        bound = predictor.forecast(decode, finetune).behind_window.bound_ms[0]
         window = self.context.slo.budget_ms(decode.slack_ms) - bound - predictor.costs.window_overhead_ms
         if window < max(predictor.units(finetune).longest_ms, finetune.held_ms):
             return self._alone

@@ -31,6 +31,13 @@ class Forecast:
     """While the step runs; 0 for decode alone."""
     known: bool = True
     """False far outside the states that the predictor was trained on; the bounds are then wider."""
+    freed: Forecast | None = None
+    """The same once the unit that still runs has ended; None where none runs."""
+
+    @property
+    def behind_window(self) -> Forecast:
+        """Of the step behind a window, which waits for the unit that still runs."""
+        return self.freed or self
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ class CorrectedPredictor(Predictor):
         self._inner = inner
         self._share = {share.decode: place for place, share in enumerate(self.menu.shares[:-1])}
         shares = len(self._share)
-        self._forecast = Forecast([0.0] * shares, [0.0] * shares)
+        self._forecast, self._freed = (Forecast([0.0] * shares, [0.0] * shares) for _ in range(2))
         self._at = (math.nan, -1)
         self._factors = (1.0, 1.0, 1.0, 1.0)
         """Of gap and bound, decode alone and beside finetuning; never changed, only replaced."""
@@ -122,6 +122,7 @@ class CorrectedPredictor(Predictor):
             bounds[share] = raw_bounds[share] * split_bound
         forecast.finetune_tokens_per_s = raw.finetune_tokens_per_s
         forecast.known = raw.known
+        forecast.freed = None
         if finetune.held_units:
             self._without_held(finetune.held_units)
         return forecast
@@ -164,7 +165,11 @@ class CorrectedPredictor(Predictor):
 
     def _without_held(self, held_units: int) -> None:
         """A share that wants units of a unit that still runs gets no more of decode than those units leave."""
-        gaps, bounds, shares = self._forecast.gap_ms, self._forecast.bound_ms, self.menu.shares
+        forecast, freed, shares = self._forecast, self._freed, self.menu.shares
+        gaps, bounds = forecast.gap_ms, forecast.bound_ms
+        freed.gap_ms[:], freed.bound_ms[:] = gaps, bounds
+        freed.finetune_tokens_per_s, freed.known = forecast.finetune_tokens_per_s, forecast.known
+        forecast.freed = freed
         free = shares[0].decode - held_units
         place = next((place for place in range(len(gaps)) if shares[place].decode <= free), 0)
         for share in range(place):

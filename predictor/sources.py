@@ -114,6 +114,8 @@ def _read_plain(path: Path) -> Source:
         raise HarliError(f"{path} has no rows: there is nothing to train on")
     decode = columns["decode_units"].astype(int)
     units = int((columns["decode_units"] + columns["finetune_units"]).max())
+    if units < 1:
+        raise HarliError(f"{path} has no step with compute units: decode_units and finetune_units are all 0")
     splits = sorted({int(n) for n in decode if 0 < n < units}, reverse=True)
     menu = Menu(tuple(Share(n, units - n) for n in (units, *splits, 0)))
     places = _numbers(path, table, "group") if "group" in table.column_names else _alike(columns)

@@ -186,6 +186,8 @@ def _hold_out(data: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return everything, everything[:0]
     held = data.group < int(HOLD_OUT * GROUP_IDS)
     _check_groups(data.take(~held))
+    if data.solo[held].all() or not data.solo[held].any():  # there is nothing of one side to judge on
+        return everything, everything[:0]
     return everything[~held], everything[held]
 
 

@@ -83,7 +83,7 @@ class UnitTimes:
         return np.where(enough, np.minimum(held_ms / needed, window_ms), 0.0)
 
     def rest_ms(self, units: int) -> float:
-        """Mean time left, at a random moment, of the unit running on ``units`` compute units; 0 if none was measured."""
+        """Mean time left, at a random moment, of the unit running on ``units`` compute units; 0 if none is known."""
         own = self._passes.get(units, [])
         total = sum(length * count for length, count in own)
         return sum(length * length * count for length, count in own) / (2.0 * total) if total else 0.0

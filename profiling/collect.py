@@ -13,7 +13,7 @@ from harli.engine.launch import command
 from harli.records.profile import SegmentRecord
 from harli.rows import StepRecord, UnitRecord
 from harli.types import HarliError, Share
-from profiling.plan import Group, Plan, Segment, output_tokens
+from profiling.plan import Group, Plan, Segment
 from profiling.script import POLICY, encode_script, segments_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Collector:
         """Let the group's requests run through ``script``. Raises HarliError if the engine cannot serve them."""
         await self._shape(group.microbatch_tokens, group.keeps)
         await self._begin(encode_script(script), group.batch, self._plan.menu.decode_alone)
-        tokens = output_tokens(script)
+        tokens = self._plan.output_tokens(group, script)
         requests = [self._request(prompt, tokens) for prompt in group.contexts]
         visitors = asyncio.create_task(self._visitors(group))
         try:

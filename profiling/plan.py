@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from harli.config import BATCHED_TOKENS
 from harli.types import HarliError, Menu, Share
 
 DROPPED = 2
@@ -94,7 +95,9 @@ class Plan:
         }
         self._seed = seed
         self._limits = limits
+        self._prompts_take_steps = role != "decode"
         self._longest = _steps_of(1 + min(len(menu.splits), SPLITS_PER_GROUP))
+        self._longest += self._prompt_steps(min(limits.kv_tokens, limits.max_batch * limits.max_context))
         if limits.max_context < 2 * (MIN_CONTEXT + self._longest):
             raise HarliError(f"requests of {limits.max_context} tokens are too short to profile; raise --max-model-len")
         corners = self._corners()
@@ -115,7 +118,15 @@ class Plan:
         alone = self.menu.decode_alone
         return [Segment(alone, length) for length in (0.0, *lengths_ms, *reversed(lengths_ms), 0.0)]
 
+    def output_tokens(self, group: Group, script: Sequence[Segment]) -> int:
+        """Tokens a request has to live for, so that all are there from the first segment to the last."""
+        return sum(segment.steps for segment in script) + self._prompt_steps(sum(group.contexts)) + 12
+
     # Details
+
+    def _prompt_steps(self, tokens: int) -> int:
+        """Steps in which prompts of so many tokens are computed, while the first requests run already."""
+        return -(-tokens // BATCHED_TOKENS) if self._prompts_take_steps else 0
 
     @property
     def _middle_shape(self) -> int:
@@ -181,10 +192,5 @@ def _steps_of(shares: int) -> int:
     return 2 * shares * (DROPPED + KEPT) + 24
 
 
-def output_tokens(script: Sequence[Segment]) -> int:
-    """Tokens a request has to live for, so that all are there from the first segment to the last."""
-    return sum(segment.steps for segment in script) + 12
-
-
 def _numbered(group: Group, number: int) -> Group:
-    return Group(number, group.purpose, group.contexts, group.microbatch_tokens, group.shares, group.visitor_tokens)
+    return replace(group, number=number)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from harli.compute import openmp
-from harli.config import EngineSettings
+from harli.config import BATCHED_TOKENS, EngineSettings
 from harli.engine.log import output_to
 from harli.engine.support import why_refused
 from harli.models import resolve_model
@@ -64,7 +64,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "seed": settings.seed,
         "max_model_len": max_model_len,
         "max_num_seqs": settings.max_num_seqs,
-        "max_num_batched_tokens": max(settings.max_num_seqs, 2048),
+        "max_num_batched_tokens": max(settings.max_num_seqs, BATCHED_TOKENS),
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * GIB),
         "worker_cls": WORKER,
         "scheduler_cls": f"harli.engine.scheduler.{'HarliScheduler' if cpu else 'HarliAsyncScheduler'}",

@@ -58,7 +58,8 @@ class Controller:
         share = self._place.get(decode_units)
         if self._forecast is None or share is None:
             return math.nan, math.nan
-        return self._forecast.gap_ms[share], self._forecast.bound_ms[share]
+        forecast = self._forecast.behind_window  # what decode has, no unit holds
+        return forecast.gap_ms[share], forecast.bound_ms[share]
 
     def decided(self, cpu_ms: float) -> None:
         """The decision took ``cpu_ms`` of thread CPU time."""

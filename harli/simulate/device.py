@@ -103,6 +103,11 @@ class Device(ABC):
         self._coming = [next(ratios) for ratios in self._ratios]
         """Of the next step, decode alone and beside finetuning."""
 
+    def dedicated_tokens_per_s(self, microbatch_tokens: int) -> float:
+        """What a device that only finetunes makes: it keeps as many layers as this one lends memory for."""
+        shape = FinetuneState(True, microbatch_tokens=microbatch_tokens, kept_layers=self.kept_layers)
+        return self.predictor.alone_tokens_per_s(shape)
+
     def draw_step_ms(
         self, decode: DecodeState, finetune: FinetuneState, decode_units: int, finetune_units: int
     ) -> float:

@@ -86,7 +86,7 @@ def estimate(
     alone_info, alone_running = _measured(simulations[0], on_progress)
     beside_info, _ = _measured(simulations[1], lambda now_s: on_progress(log.duration_s + now_s))
     tokens_per_s = beside_info.summary["finetune/tokens_per_s"] or 0.0
-    dedicated_tokens_per_s = simulations[1].device.predictor.finetune_alone_tokens_per_s
+    dedicated_tokens_per_s = simulations[1].device.dedicated_tokens_per_s(settings.finetune.microbatch_tokens)
     return Estimate(alone_info, alone_running, beside_info, gpu_hours_per_day(tokens_per_s, dedicated_tokens_per_s))
 
 

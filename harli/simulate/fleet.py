@@ -103,7 +103,7 @@ class Fleet:
         device = make_device(one.device, predictor, one.finetune, one.noise, one.workload.seed)
         Simulation(one, device, self.workload)  # raises what an instance would
         self.model = device.model
-        self.dedicated_tokens_per_s = device.predictor.finetune_alone_tokens_per_s
+        self.dedicated_tokens_per_s = device.dedicated_tokens_per_s(one.finetune.microbatch_tokens)
         finetune = FinetuneState(ready=True, microbatch_tokens=one.finetune.microbatch_tokens)
         requests = self.workload.requests
         per_s = len(requests) / duration_s / instances

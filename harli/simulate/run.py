@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import PositiveInt
 
-from harli.config import RunSettings
+from harli.config import BATCHED_TOKENS, RunSettings
 from harli.engine.device import versions
 from harli.records.schema import FinetuneInfo, PredictorInfo, RunInfo
 from harli.records.summary import summarise
@@ -27,9 +27,6 @@ from policies.base import PolicyContext
 from policies.registry import load_policy, make_policy
 from predictor.base import Predictor
 from predictor.correction import CorrectedPredictor
-
-BATCHED_TOKENS = 2048
-"""Tokens of a step, as ``harli.engine.launch`` sets them."""
 
 
 class SimulationSettings(RunSettings):

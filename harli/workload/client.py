@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import uuid
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,6 +62,7 @@ class OpenLoopClient:
             np.random.default_rng((seed, index)).integers(vocab_size, size=request.prompt_tokens, dtype=np.int32)
             for index, request in enumerate(workload.requests)
         ]
+        self._cache_salt = uuid.uuid4().hex  # the same prompts in another run shall not find this one's prefixes
         self._clock_zero = math.nan
         self._engine_is_up = asyncio.Event()
         self._engine_is_up.set()
@@ -99,7 +101,7 @@ class OpenLoopClient:
 
         self._sent += 1
         request_id = f"{self._workload.name}-{index}"
-        prompt = {"prompt_token_ids": self._prompts[index].tolist()}
+        prompt = {"prompt_token_ids": self._prompts[index].tolist(), "cache_salt": self._cache_salt}
         params = SamplingParams(
             max_tokens=request.output_tokens,
             ignore_eos=True,

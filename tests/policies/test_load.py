@@ -25,6 +25,14 @@ def fed(meter: LoadMeter, rate: float, leaving: float, duration_s: float, start_
             meter.step(state)
 
 
+def test_a_weekend_without_a_step_leaves_a_load() -> None:
+    meter = LoadMeter(32)
+    meter.step(DecodeState(time_s=0.0, step=1, batch=1, context_sum=100))
+    meter.took(10.0, 20.0)
+    meter.step(DecodeState(time_s=3e5, step=2, batch=1, context_sum=100))
+    assert meter.load().stretch == 1.0
+
+
 def test_a_steady_load_is_found() -> None:
     meter = LoadMeter(256)
     fed(meter, 1.5, 1 / 120, 600.0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harli.types import HarliError, Menu
-from profiling.plan import Limits, Plan, output_tokens
+from profiling.plan import Limits, Plan
 from tests.profiling.builders import LIMITS, MENU, make_plan
 
 
@@ -62,11 +62,22 @@ def test_a_long_menu_is_sampled_evenly() -> None:
 def test_requests_fit_the_engine(max_batch: int, max_context: int, kv_tokens: int, seed: int) -> None:
     plan = make_plan(seed=seed, budget_s=60.0, limits=Limits(max_batch, max_context, max(kv_tokens, 160 * max_batch)))
     for group in (*plan.groups, plan.reference):
-        tokens = output_tokens(plan.script(group, 0))
+        tokens = plan.output_tokens(group, plan.script(group, 0))
         assert 1 <= group.batch <= max_batch
         assert min(group.contexts) >= 16
         assert max(group.contexts) + tokens <= max_context
         assert sum(group.contexts) + tokens * group.batch <= max(kv_tokens, 160 * max_batch)
+
+
+def test_where_prompts_are_computed_requests_outlive_those_of_the_others() -> None:
+    limits = Limits(32, 2048, 116_000)
+    plan, prefilled = (make_plan(limits=limits, role=role) for role in ("mixed", "decode"))
+    for group in (*plan.groups, plan.reference):
+        script = plan.script(group, 0)
+        tokens = plan.output_tokens(group, script)
+        assert tokens >= prefilled.output_tokens(group, script) + sum(group.contexts) / 2048
+        assert max(group.contexts) + tokens <= limits.max_context
+        assert sum(group.contexts) + tokens * group.batch <= limits.kv_tokens
 
 
 def test_points_are_told_apart() -> None:
