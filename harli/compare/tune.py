@@ -12,6 +12,8 @@ several.
 from __future__ import annotations
 
 import hashlib
+import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -145,7 +147,8 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if storage is not None:
             storage.parent.mkdir(parents=True, exist_ok=True)
-        known = (self._settings, self._slo, self._separate, self._workload.requests, self._ranges)
+        source = inspect.getsource(sys.modules[load_policy(self._policy).__module__])
+        known = (self._settings, self._slo, self._separate, self._workload.requests, self._ranges, source)
         digest = hashlib.sha256(repr(known).encode()).hexdigest()
         return optuna.create_study(
             storage=None if storage is None else f"sqlite:///{storage}",

@@ -25,7 +25,7 @@ PIECE = 48
 SLACK = 1.5
 """A plan leaves this many times what is needed, so that the next ones can let it be."""
 PATIENCE_S = 5.0
-"""A unit that takes longer has stalled; its memory is not waited for again."""
+"""A unit that takes longer has stalled: nothing is waited for again until it has ended after all."""
 
 
 class Lender:
@@ -52,6 +52,7 @@ class Lender:
         self._next_plan_s = -math.inf
         self._emergency_s = math.nan
         self._patience_s = PATIENCE_S
+        self._closing = False
 
     # The session's side
 
@@ -64,11 +65,13 @@ class Lender:
         self._zone = Zone(self._pool, self.loan)
         self._lowest_floor = max(1, total - int(most * total))
         self._next_plan_s, self._emergency_s, self._patience_s = -math.inf, math.nan, PATIENCE_S
+        self._closing = False
         return self.loan
 
     def close(self) -> bool:
         """End the loan; False if its borrower still holds some of it, which then comes back later."""
         if self.loan is not None:
+            self._closing = True
             self._zone.aim(self.loan.total)
             self._zone.collect(self.loan.total)
             if not self.owned:
@@ -141,7 +144,7 @@ class Lender:
         keep = self._need.within_horizon(now_s, len(self._scheduler.running)) + self._prompt_blocks + self._watermark
         self._kept = math.ceil(SLACK * keep)
         floor = max(zone.loan.total - free - zone.owned + self._kept, self._lowest_floor)
-        if not wanted:
+        if not wanted or self._closing:
             zone.aim(zone.loan.total)
         elif free < keep:
             zone.aim(max(floor, zone.floor))
@@ -160,6 +163,8 @@ class Lender:
         late = not math.isnan(self._emergency_s)
         if not late:
             self._emergency_s = now_s
+        if zone.loan.vacated:
+            self._patience_s = PATIENCE_S
         missing = need - pool.get_num_free_blocks()
         zone.recall(missing)
         missing -= zone.collect(missing)

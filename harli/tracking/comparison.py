@@ -124,12 +124,15 @@ def _parent(client: Any, experiment_id: str, comparison: ComparisonFolder) -> st
     params = {
         "policies": " ".join(settings.policies),
         "slo_scales": " ".join(f"{scale:g}" for scale in settings.slo_scales),
+        "slo.itl_ms": settings.run.slo.itl_ms,
+        "slo.tpot_ms": settings.run.slo.tpot_ms,
         "model": settings.run.engine.model,
         "role": settings.run.engine.role,
         "menu": " ".join(info.menu),
         "workload.trace": settings.run.workload.trace,
         "workload.rate_scale": settings.run.workload.rate_scale,
         "workload.duration_s": settings.run.workload.duration_s,
+        "workload.seed": settings.run.workload.seed,
         **{f"device.{name}": value for name, value in info.device.items()},
     }
     for name, value in params.items():

@@ -107,6 +107,31 @@ def test_a_unit_that_never_ends_is_waited_for_once(engine: Any, monkeypatch: pyt
     assert lender.waited_ms < 50.0
 
 
+def test_a_unit_that_ended_after_all_is_waited_for_again(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lender_module, "PATIENCE_S", 0.05)
+    lender = Lender(engine)
+    lender.open(0.9)
+    borrower = waiting_request(engine, lender)
+    for _ in range(2):
+        step(engine, lender)
+    borrower.between_units()
+    step(engine, lender)
+    assert lender._patience_s == 0.05
+
+
+def test_nothing_is_lent_while_a_loan_ends(engine: Any, lender: Lender) -> None:
+    lender.idle(wanted=True)
+    borrower = borrower_of(lender)
+    borrower.claim(5)
+    assert not lender.close()
+    left = lender.owned
+    lender.idle(wanted=True)
+    lender.before_step(True)
+    assert lender.owned == left
+    borrower.between_units()
+    assert lender.close()
+
+
 def test_a_running_request_is_not_preempted_while_blocks_are_lent() -> None:
     engine = scheduler(30, max_requests=2, max_tokens=2 * BLOCK)
     lender = Lender(engine)
