@@ -1,1 +1,1 @@
-"""Profiling of decode under varying batch and interference; not built yet."""
+"""Profiles of decode alone and beside finetuning: planned, measured, checked for noise, reported."""

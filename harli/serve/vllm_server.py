@@ -1,4 +1,4 @@
-"""What Harli uses of vLLM's API server: the one place that knows where a version of vLLM keeps it.
+"""What Harli uses of vLLM's API server, and where its versions keep it.
 
 Written for vLLM 0.32. In 0.26 the same functions are in ``vllm.entrypoints.openai.api_server`` (which 0.32
 still re-exports), ``serve_http`` is in ``vllm.entrypoints.launcher`` and the flags' parser in
