@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from harli.types import DecodeState, FinetuneState
 from policies.base import PolicyContext
 from policies.stepwise import Stepwise
-from predictor.base import Forecast
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (128, 512, 2048)
@@ -34,7 +35,9 @@ class Linear(Stepwise):
         k = float((excess * shares).sum() / max(len(batch) * (shares @ shares), 1e-9))
         self._slowdowns = (1.0 + k * shares).tolist()
 
-    def forecast(self, decode: DecodeState, finetune: FinetuneState) -> Forecast:
+    def limits(
+        self, decode: DecodeState, finetune: FinetuneState
+    ) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
         solo = self._a * decode.context_sum + self._b * decode.batch + self._c
         gaps = [solo * slowdown for slowdown in self._slowdowns]
-        return Forecast(gaps, gaps, super().forecast(decode, finetune).finetune_tokens_per_s)
+        return gaps, gaps, self._predictor.forecast(decode, finetune).finetune_tokens_per_s

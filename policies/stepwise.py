@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from harli.types import Decision, DecodeState, FinetuneState
 from policies.base import Policy, PolicyContext
-from predictor.base import Forecast
 
 
 class Stepwise(Policy):
@@ -30,20 +30,22 @@ class Stepwise(Policy):
         costs, alone_per_s = self._predictor.costs, self._predictor.alone_tokens_per_s(finetune)
         units, held_ms = self._predictor.units(finetune), finetune.held_ms
         budget = self.context.slo.budget_ms(decode.slack_ms)
-        now = self.forecast(decode, finetune)
-        later, rates = now.behind_window, now.finetune_tokens_per_s
+        gaps, bounds, rates = self.limits(decode, finetune)
         most, window = 0.0, 0.0
-        for index, decision in enumerate(self._shares):
-            tokens = rates[index] * now.gap_ms[index]
-            if now.bound_ms[index] <= budget and tokens > most:
-                most, best, window = tokens, decision, 0.0
-            room = budget - later.bound_ms[index] - costs.window_overhead_ms
-            used = units.in_window_ms(room - held_ms, split=decision.share.finetune > 0)
-            tokens = rates[index] * later.gap_ms[index] + alone_per_s * used
-            if used and tokens > most:
-                most, best, window = tokens, decision, room
+        for decision, gap, bound, rate in zip(self._shares, gaps, bounds, rates, strict=True):
+            room = budget - bound
+            if room < 0.0:
+                continue
+            rest = room - costs.window_overhead_ms
+            used = units.in_window_ms(rest - held_ms, split=decision.share.finetune > 0)
+            tokens = rate * gap + alone_per_s * used
+            if tokens > most:
+                most, best, window = tokens, decision, rest if used else 0.0
         return Decision(best.share, window) if window else best
 
-    def forecast(self, decode: DecodeState, finetune: FinetuneState) -> Forecast:
-        """The step at every share, by the model that this policy goes by."""
-        return self._predictor.forecast(decode, finetune)
+    def limits(
+        self, decode: DecodeState, finetune: FinetuneState
+    ) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
+        """Expected gap and its limit in ms, and finetune tokens/s, at every share that leaves decode something."""
+        forecast = self._predictor.forecast(decode, finetune)
+        return forecast.gap_ms, forecast.bound_ms, forecast.finetune_tokens_per_s

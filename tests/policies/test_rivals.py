@@ -117,8 +117,7 @@ def test_the_linear_model_is_right_where_the_device_is_linear() -> None:
     """The device's slowdown is not linear in the share, so only decode alone is."""
     policy = Linear(context(Slo()))
     for batch in (1, 7, 30):
-        forecast = policy.forecast(state(batch), READY)
-        gaps, bounds = forecast.gap_ms, forecast.bound_ms
+        gaps, bounds, _ = policy.limits(state(batch), READY)
         assert gaps[0] == pytest.approx(8.0 + batch + 0.5 * batch)
         assert gaps is bounds
         assert list(gaps) == sorted(gaps)
@@ -137,7 +136,7 @@ class Straight(ExactPredictor):
 
 def test_the_linear_model_finds_its_own_constants() -> None:
     policy = Linear(PolicyContext(MENU, Slo(), 0, Straight(MENU), 32))
-    gaps = policy.forecast(state(10), READY).gap_ms
+    gaps, _, _ = policy.limits(state(10), READY)
     assert gaps == pytest.approx([23.0 * (1.0 + 0.8 * share) for share in (0.0, 0.25, 0.5, 0.75)])
 
 
