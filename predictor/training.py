@@ -136,23 +136,25 @@ class _Judging:
         self._data, self._held_out = data, held_out
         self._coverage, self._seed, self._params = coverage, seed, params
         self._folds = _folds(data, seed + 1)
-        self._growth = np.empty(len(data))
-        """Of the bound, for every row of ``data``, as its fold's model would be used."""
-        for fold in self._folds:
-            self._growth[fold.test] = Ranges.fit(data.take(fold.fit)).growth(data.take(fold.test))
+        if held_out is not None:
+            self._growth = Ranges.fit(data).growth(held_out)
+        else:
+            self._growth = np.empty(len(data))
+            for fold in self._folds:
+                self._growth[fold.test] = Ranges.fit(data.take(fold.fit)).growth(data.take(fold.test))
 
     def judge(self, model: type[LatencyModel]) -> Judged:
         if self._held_out is not None:
             rows, (fitted, bounds) = self._held_out, self.final(model)
-            predicted_ms, growth = fitted.predict(rows), Ranges.fit(self._data).growth(rows)
+            predicted_ms = fitted.predict(rows)
             factor = bounds.factor(fitted.predict_solo(rows), ~rows.solo)
         else:
-            rows, growth, (predicted_ms, solo_ms) = self._data, self._growth, self._across_folds(model)
+            rows, (predicted_ms, solo_ms) = self._data, self._across_folds(model)
             factor = np.empty(len(rows))
             for fold in self._folds:
                 bounds = self._bounds(predicted_ms, solo_ms, fold.fit)
                 factor[fold.test] = bounds.factor(solo_ms[fold.test], ~rows.solo[fold.test])
-        return Judged(rows, predicted_ms, predicted_ms * factor * growth)
+        return Judged(rows, predicted_ms, predicted_ms * factor * self._growth)
 
     def final(self, model: type[LatencyModel]) -> tuple[LatencyModel, Bounds]:
         """The model fitted on all rows of ``data``, and bounds calibrated across its folds."""
@@ -171,10 +173,9 @@ class _Judging:
         return model.fit(data, self._params.get(model.name, {}), self._seed)
 
     def _bounds(self, predicted_ms: Floats, solo_ms: Floats, rows: NDArray[np.int64]) -> Bounds:
-        """Factors beyond the bound's growth: what lies outside a fold's ranges has a bound that has grown."""
-        data, grown_ms = self._data.take(rows), (predicted_ms * self._growth)[rows]
+        data = self._data.take(rows)
         return Bounds.calibrate(
-            grown_ms, data.gap_ms, solo_ms[rows], data.group, self._coverage, self._seed, split=~data.solo
+            predicted_ms[rows], data.gap_ms, solo_ms[rows], data.group, self._coverage, self._seed, split=~data.solo
         )
 
 
