@@ -259,5 +259,6 @@ class JobRunner:
 
     def _fail(self, job: Job, code: str, message: str, param: str | None = None) -> None:
         """Unless it was paused or cancelled meanwhile."""
+        self._postponed.pop(job.id, None)
         if Status.FAILED in NEXT[self._store.job(job.id).status]:
             self._store.move(job.id, Status.FAILED, JobError(code=code, message=message, param=param))
