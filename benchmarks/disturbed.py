@@ -27,7 +27,7 @@ from harli.config import CHAMPION, EngineSettings, FinetuneSettings
 from harli.engine.launch import command, launched, prepare_environment
 from harli.finetune.builtin import write_builtin_dataset
 from harli.rows import StepRecord
-from harli.tracking.models import load_predictor_folder
+from harli.tracking.registry import load_predictor_folder
 
 BACK = 50
 """Steps that the SLO has to be kept for."""

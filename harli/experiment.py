@@ -14,8 +14,8 @@ from harli.engine.log import warnings
 from harli.finetune import checkpoint
 from harli.finetune.builtin import given_or_builtin
 from harli.finetune.dataset import read_samples
-from harli.forecasting import choose
 from harli.live import Progress
+from harli.predictor_choice import choose
 from harli.records.schema import RunInfo
 from harli.records.writer import RecordWriter
 from harli.run import EngineDiedError, PolicyRun

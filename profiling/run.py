@@ -15,7 +15,7 @@ from harli.engine.launch import command, engine_arguments, launched, prepare_env
 from harli.engine.log import warnings
 from harli.experiment import check_data
 from harli.finetune.builtin import given_or_builtin
-from harli.forecasting import identity
+from harli.predictor_choice import identity
 from harli.records.profile import PROFILE_FILE, Profile, ProfileInfo, read_profile
 from harli.types import HarliError, Menu
 from predictor.dataset import differences

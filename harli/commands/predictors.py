@@ -14,7 +14,7 @@ from harli.types import HarliError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harli.tracking.models import Version
+    from harli.tracking.registry import Version
 
 LINE_WIDTH = 1000
 """One line per version, in a narrow terminal and in a pipe too."""
@@ -30,7 +30,7 @@ def predictors(
 
     Example: harli predictors --promote 3
     """
-    from harli.tracking.models import open_registry
+    from harli.tracking.registry import open_registry
 
     if promote is not None and rollback:
         raise HarliError("--promote and --rollback exclude each other: give one")

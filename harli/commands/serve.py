@@ -64,7 +64,7 @@ def serve(
         prepare_environment()
         import uvloop
 
-        from harli.forecasting import choose
+        from harli.predictor_choice import choose
         from harli.serve.arguments import server_arguments, take_keys
         from harli.serve.server import serve as serve_until_signal
 

@@ -51,9 +51,9 @@ def train_predictor(
     console = Console(stderr=True, quiet=quiet, soft_wrap=True)
     began_ms = int(time.time() * 1000)
     with console.status("loading"):
-        from harli.tracking.models import EXPERIMENT, MODEL, Registry
         from harli.tracking.predictor_card import judged_on
         from harli.tracking.predictor_runs import load_champion, metrics, publish_training, rival_metrics
+        from harli.tracking.registry import EXPERIMENT, MODEL, Registry
         from harli.tracking.store import open_store
         from predictor.contest import contest
         from predictor.cost import forecast_p99_us

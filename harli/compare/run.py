@@ -21,8 +21,8 @@ from harli.engine.log import warnings
 from harli.experiment import ENGINE_LOG, check_data
 from harli.finetune.builtin import given_or_builtin
 from harli.finetune.trainer import CHECKPOINTS
-from harli.forecasting import Chosen, choose
 from harli.live import Progress as RunProgress
+from harli.predictor_choice import Chosen, choose
 from harli.records.schema import RunInfo
 from harli.records.writer import RecordWriter
 from harli.run import EngineDiedError, PolicyRun

@@ -22,10 +22,10 @@ from harli.finetune.checkpoint import Job
 from harli.finetune.trainer import Trainer
 from harli.memory.arena import Arena
 from harli.memory.layout import UnknownLayout, block_regions
-from harli.passing import passes
 from harli.rows import UnitRecord, UpdateRecord
 from harli.runtime.controller import Controller
 from harli.runtime.session import Session
+from harli.transient import is_transient
 from harli.types import HarliError, Slo, one_line
 from policies.base import PolicyContext
 from policies.registry import make_policy
@@ -122,7 +122,7 @@ class Control:
     def prepared(self) -> dict[str, Any] | None:
         """What ``finetune`` returns, once the job is ready and has started; None before.
 
-        A problem of the machine, which may pass, comes back as ``passing`` rather than as ``error``.
+        A problem of the machine, which may pass, comes back as ``transient`` rather than as ``error``.
         """
         preparing = self._preparing
         assert preparing is not None
@@ -133,7 +133,7 @@ class Control:
             return self._start(preparing.result(), self._folder)
         except BaseException as error:  # whatever happened in that thread, the engine goes on
             message = str(error) if isinstance(error, HarliError) else one_line(error)
-            return {"passing" if passes(error) else "error": message}
+            return {"transient" if is_transient(error) else "error": message}
 
     def _start(self, ready: Ready, folder: str | None) -> dict[str, Any]:
         session, (job, samples, done) = self._session, ready

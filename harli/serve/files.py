@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from harli.finetune.dataset import check_lines
-from harli.serve.rows import File
+from harli.serve.objects import File
 from harli.serve.store import Store
 from harli.types import HarliError
 

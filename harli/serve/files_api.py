@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from harli.serve.files import FileFolder
 from harli.serve.http import bad_request, limited_form, page
-from harli.serve.rows import File
+from harli.serve.objects import File
 from harli.serve.store import Store
 
 PURPOSE = "fine-tune"

@@ -24,7 +24,6 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from harli.config import FinetuneSettings
 from harli.crashes import DEATHS_ALLOWED
 from harli.finetune.trainer import ADAPTER
-from harli.passing import passes
 from harli.rows import UpdateRecord
 from harli.serve.adapters import Adapters, model_name
 from harli.serve.files import FileFolder
@@ -33,6 +32,7 @@ from harli.serve.planning import Planner
 from harli.serve.store import Store
 from harli.serve.threads import in_daemon_thread
 from harli.serve.turn import POLL_S, Turn
+from harli.transient import is_transient
 from harli.types import HarliError, one_line
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class JobRunner:
             planned = partial(self._planner.plan, request, training, validation, self._folder / job.id)
             return await in_daemon_thread(planned)
         except Exception as error:  # whatever is wrong with one job's files, the next job is looked at
-            if passes(error):
+            if is_transient(error):
                 raise
             if isinstance(error, HarliError):
                 return str(error)

@@ -19,12 +19,12 @@ from harli.serve.authenticate import RequireKey
 from harli.serve.breaker import Breaker
 from harli.serve.files import FileFolder
 from harli.serve.files_api import files_router
-from harli.serve.health import health_router
+from harli.serve.health_api import health_router
 from harli.serve.jobs_api import jobs_router
 from harli.serve.metrics import Metrics
 from harli.serve.models_api import models_router
 from harli.serve.monitor import Monitor
-from harli.serve.operate import operate_router
+from harli.serve.operator_api import operate_router
 from harli.serve.planning import Planner
 from harli.serve.recorder import Recorder
 from harli.serve.runner import JobRunner

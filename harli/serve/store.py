@@ -17,7 +17,7 @@ from harli.config import FinetuneSettings
 from harli.rows import UpdateRecord
 from harli.serve.database import Database
 from harli.serve.jobs import ENDED, NEXT, Job, JobError, JobRequest, Status
-from harli.serve.rows import Event, File, Level
+from harli.serve.objects import Event, File, Level
 from harli.types import HarliError
 
 EVENTS_KEPT = 1000

@@ -76,7 +76,7 @@ class Turn:
                     await command(self._engine, "release")
                     return False
                 await asyncio.sleep(POLL_S / 5)
-            if problem := ready.get("passing"):
+            if problem := ready.get("transient"):
                 problem = problem.replace(f"{folder}/", "")
                 self._store.add_event(self._job.id, f"cannot begin yet: {problem}", "warn")
                 raise OSError(problem)

@@ -29,7 +29,7 @@ def predictor_folder(name: str) -> Path | None:
     """
     if name in ROOFLINES:
         return None
-    from harli.tracking.models import load_predictor_folder
+    from harli.tracking.registry import load_predictor_folder
 
     return load_predictor_folder(name)
 

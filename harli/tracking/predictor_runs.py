@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harli
-from harli.tracking.models import ARTIFACT, MODEL, Registry
 from harli.tracking.predictor_card import card
 from harli.tracking.predictor_figures import figures
+from harli.tracking.registry import ARTIFACT, MODEL, Registry
 from harli.tracking.store import reporting_failures
 from harli.types import HarliError
 from predictor.artifact import Artifact

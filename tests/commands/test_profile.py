@@ -15,7 +15,7 @@ import pytest
 
 from harli.cli import main
 from harli.config import EngineSettings
-from harli.forecasting import identity
+from harli.predictor_choice import identity
 from harli.records.profile import PROFILE_FILE, ProfileInfo
 from harli.types import UnitTime
 from profiling.folder import ProfileFolder

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from harli.commands.predictors import predictors
 from harli.commands.train_predictor import train_predictor
-from harli.tracking.models import EXPERIMENT, MODEL, load_predictor_folder, open_registry
+from harli.tracking.registry import EXPERIMENT, MODEL, load_predictor_folder, open_registry
 from harli.types import HarliError
 from predictor.artifact import Artifact
 from predictor.two_stage import TwoStage

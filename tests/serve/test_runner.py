@@ -18,7 +18,7 @@ from harli.finetune.trainer import ADAPTER
 from harli.serve.adapters import model_name
 from harli.serve.files import FileFolder
 from harli.serve.jobs import JobRequest, Status
-from harli.serve.rows import File
+from harli.serve.objects import File
 from harli.serve.runner import RETRY_S, JobRunner
 from harli.serve.server import _running
 from harli.serve.store import Store

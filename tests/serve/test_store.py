@@ -14,7 +14,7 @@ import pytest
 from harli.rows import UpdateRecord
 from harli.serve import store as store_module
 from harli.serve.jobs import ENDED, NEXT, Extension, Job, JobError, JobRequest, Status
-from harli.serve.rows import File
+from harli.serve.objects import File
 from harli.serve.store import StateError, Store
 from harli.types import HarliError
 

@@ -82,7 +82,7 @@ def test_the_data_is_taken_from_where_the_state_is_now(store: Store, tmp_path: P
 
 
 def test_a_problem_of_the_machine_is_no_failure_of_the_job(store: Store, tmp_path: Path) -> None:
-    engine = Engine({"passing": f"cannot read {tmp_path}/training.jsonl: Too many open files"})
+    engine = Engine({"transient": f"cannot read {tmp_path}/training.jsonl: Too many open files"})
     with pytest.raises(OSError, match=r"^cannot read training\.jsonl: Too many open files$"):
         asyncio.run(turn(engine, store, tmp_path).run(lambda: False))
     assert "Too many open files" in store.events("a", None, 1)[0].message

@@ -12,14 +12,14 @@ import pytest
 from harli.compute.cpu import CpuPartitioner
 from harli.engine.control import Control
 from harli.finetune.dataset import check_lines
-from harli.passing import passes
 from harli.runtime.session import Session
 from harli.serve.files import errors_name
+from harli.transient import is_transient
 from harli.types import HarliError
 
 
 @pytest.mark.parametrize(
-    ("error", "passing"),
+    ("error", "transient"),
     [
         (MemoryError(), True),
         (OSError(errno.EMFILE, "Too many open files"), True),
@@ -29,11 +29,11 @@ from harli.types import HarliError
         (HarliError("no luck"), False),
     ],
 )
-def test_errors_of_the_machine_pass(error: Exception, passing: bool) -> None:
-    assert passes(error) is passing
+def test_errors_of_the_machine_pass(error: Exception, transient: bool) -> None:
+    assert is_transient(error) is transient
     wrapped = HarliError("cannot read it")
     wrapped.__cause__ = error
-    assert passes(wrapped) is passing
+    assert is_transient(wrapped) is transient
 
 
 def test_an_error_of_the_machine_is_known_under_a_file_s_public_name(
@@ -45,13 +45,13 @@ def test_an_error_of_the_machine_is_known_under_a_file_s_public_name(
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(HarliError, match="data file-1: Too many") as raised, errors_name(tmp_path, "file-1"):
         check_lines(tmp_path)
-    assert passes(raised.value)
+    assert is_transient(raised.value)
 
 
 @pytest.mark.parametrize(
     ("error", "answer"),
     [
-        (MemoryError(), {"passing": "MemoryError: "}),
+        (MemoryError(), {"transient": "MemoryError: "}),
         (HarliError("no luck"), {"error": "no luck"}),
         (ValueError("no luck"), {"error": "ValueError: no luck"}),
     ],

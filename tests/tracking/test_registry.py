@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from harli.tracking.models import ARTIFACT, EXPERIMENT, MODEL, Registry, load_predictor_folder, open_registry
+from harli.tracking.registry import ARTIFACT, EXPERIMENT, MODEL, Registry, load_predictor_folder, open_registry
 from harli.tracking.store import open_store
 from harli.types import HarliError
 

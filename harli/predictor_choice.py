@@ -57,7 +57,7 @@ def choose(settings: RunSettings, slo: Slo) -> Chosen:
 
 
 def _load(settings: RunSettings, context: PolicyContext) -> Chosen:
-    from harli.tracking.models import load_predictor_folder
+    from harli.tracking.registry import load_predictor_folder
     from predictor.artifact import Artifact
     from predictor.load import in_use
 

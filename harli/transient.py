@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 
-PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO}
+TRANSIENT = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO}
 
 
-def passes(error: BaseException | None) -> bool:
+def is_transient(error: BaseException | None) -> bool:
     """Whether ``error``, or what led to it, is such an error: libraries wrap theirs, with or without a cause."""
     while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING):
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TRANSIENT):
             return True
         error = error.__cause__ or error.__context__
     return False
