@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Status = Literal["finished", "interrupted", "failed"]
 POLL_S = 1.0
 MEMORY = ("peak_bytes", "kept", "revoked")
-PREPARING_TIMEOUT_S = 30.0
+CAPTURING_TIMEOUT_S = 30.0
 
 
 class EngineDiedError(Exception):
@@ -83,7 +83,7 @@ class PolicyRun:
         with _engine_death():
             await self._start_finetuning(folder.resolve(), resume)
             await self._begin()
-            if await self._prepared():
+            if await self._captured():
                 await command(self._engine, "drain")  # what was trained meanwhile is no part of the run
                 self._clock_zero = None
                 await self._begin()
@@ -136,10 +136,10 @@ class PolicyRun:
         told = ("shared_bytes", "base_bytes", "samples", "truncated", "dropped")
         self._finetune = FinetuneInfo(state="running", **{name: started[name] for name in told})
 
-    async def _prepared(self) -> bool:
+    async def _captured(self) -> bool:
         """Wait while finetuning makes its CUDA graphs; False if it made none."""
-        deadline, waited = time.monotonic() + PREPARING_TIMEOUT_S, False
-        while (await command(self._engine, "status"))["preparing"] and time.monotonic() < deadline:
+        deadline, waited = time.monotonic() + CAPTURING_TIMEOUT_S, False
+        while (await command(self._engine, "status"))["capturing"] and time.monotonic() < deadline:
             waited = True
             await asyncio.sleep(0.05)
         return waited

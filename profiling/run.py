@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from harli.engine import device
 from harli.engine.launch import command, engine_arguments, launched, prepare_environment
 from harli.engine.log import warnings
-from harli.experiment import check_data
+from harli.experiment import ENGINE_LOG, check_data
 from harli.finetune.builtin import given_or_builtin
 from harli.predictor_choice import identity
 from harli.records.profile import PROFILE_FILE, Profile, ProfileInfo, read_profile
@@ -26,8 +26,6 @@ from profiling.sitting import Progress, Sitting
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
-
-ENGINE_LOG = "engine.log"
 
 
 class Profiling:

@@ -10,6 +10,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 
+def print_started(console: Console, warnings: list[str], began_s: float) -> None:
+    """The engine is up; each of its warnings takes one line. ``began_s``: ``time.monotonic()`` before it started."""
+    for warning in warnings:
+        console.print(Text(f"vLLM: {warning}"), soft_wrap=True)
+    console.print(f"the engine was up after {time.monotonic() - began_s:.0f} s")
+
+
 class EngineBar:
     """Shown while its block runs, where there is a terminal; ``_task`` is the work, whose unit is seconds."""
 
@@ -31,6 +38,4 @@ class EngineBar:
 
     def started(self, warnings: list[str]) -> None:
         """The engine is up; each of its warnings takes one line."""
-        for warning in warnings:
-            self._console.print(Text(f"vLLM: {warning}"), soft_wrap=True)
-        self._console.print(f"the engine was up after {time.monotonic() - self._began:.0f} s")
+        print_started(self._console, warnings, self._began)

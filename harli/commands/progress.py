@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harli.commands.engine_bar import print_started
+
 if TYPE_CHECKING:
     from harli.live import Progress
     from harli.types import Slo
@@ -48,9 +50,7 @@ class RunProgress:
 
     def started(self, warnings: list[str]) -> None:
         """The engine is up; each of its warnings takes one line."""
-        for warning in warnings:
-            self._console.print(Text(f"vLLM: {warning}"), soft_wrap=True)
-        self._console.print(f"the engine was up after {time.monotonic() - self._began:.0f} s")
+        print_started(self._console, warnings, self._began)
         self._phase = f"running for {self._duration_s:g} s"
         if not self._console.is_terminal:
             self._console.print(self._phase)

@@ -172,7 +172,7 @@ class Control:
             "policy_failure": session.controller.failure if session.controller else "",
             "finetune_failure": session.failure,
             "training": session.training,
-            "preparing": trainer is not None and trainer.preparing,
+            "capturing": trainer is not None and trainer.capturing,
             "predictor": predictor.state() if predictor else {},
         }
         if trainer is not None:

@@ -104,7 +104,7 @@ class Trainer(threading.Thread):
             vars(self).pop("_job", None)
 
     @property
-    def preparing(self) -> bool:
+    def capturing(self) -> bool:
         """Graphs are being made, for which nobody should have to wait."""
         if not self.state.ready or self.gate.allowed < self._partitioner.units:
             return False

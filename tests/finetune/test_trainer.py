@@ -68,7 +68,7 @@ def test_a_job_that_has_ended_can_let_go_of_its_memory(tmp_path: Path) -> None:
     trainer.release()
     gc.collect()
     assert model() is None
-    assert (trainer.saved, trainer.preparing, len(trainer.updates)) == (True, False, 1)
+    assert (trainer.saved, trainer.capturing, len(trainer.updates)) == (True, False, 1)
 
 
 def test_finishing_in_the_middle_keeps_the_committed_updates(tmp_path: Path) -> None:
@@ -177,11 +177,11 @@ def test_graphs_are_made_while_decode_is_idle_only(tmp_path: Path) -> None:
     trainer.beside_decode = True
     trainer.start()
     gate.allow(1)
-    assert trainer.preparing
+    assert trainer.capturing
     wait_until(lambda: len(trainer.updates) >= 2)
     assert partitioner.recorded_beside_decode == []
     trainer.beside_decode = False
-    wait_until(lambda: not trainer.preparing)
+    wait_until(lambda: not trainer.capturing)
     updates = len(trainer.updates)
     wait_until(lambda: len(trainer.updates) > updates + 1)
     end(trainer)
