@@ -139,7 +139,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_every_flag_sets_a_setting_that_exists() -> None:
-    from harli.commands.run import SETTINGS
+    from harli.commands.flags import SETTINGS
 
     for path in SETTINGS.values():
         section: Any = RunSettings
