@@ -66,8 +66,9 @@ def _load(settings: RunSettings, context: PolicyContext) -> Chosen:
     reasons = artifact.check(identity(settings.engine))
     if reasons and not settings.force_predictor:
         raise HarliError(
-            f"the predictor {settings.predictor} is not for this run: {reasons[0]}; `harli profile --role "
-            f"{settings.engine.role}` and `harli train-predictor` make one that is; --force-predictor uses this one"
+            f"the predictor {settings.predictor} is not for this run: {reasons[0]}; `harli profile --model "
+            f"{settings.engine.model} --role {settings.engine.role}` and `harli train-predictor` make one that is; "
+            "--force-predictor uses this one"
         )
     make_policy(settings.policy, settings.params, replace(context, predictor=in_use(artifact)))
     return Chosen(folder, PredictorInfo(source=settings.predictor, data_sha256=artifact.data_sha256))
