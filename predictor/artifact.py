@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, InstanceOf, ValidationError
 
 from harli.types import Costs, HarliError, Menu, UnitTime
-from predictor.base import Floats
+from predictor.base import STATE, Floats
 from predictor.bounds import Bounds
 from predictor.dataset import Dataset, differences
-from predictor.features import CORUN_TERMS, SHAPE, SOLO_TERMS, STATE
+from predictor.features import CORUN_TERMS, SHAPE, SOLO_TERMS
 from predictor.latency_model import LatencyModel
 from predictor.models import MODELS
 from predictor.ranges import Ranges

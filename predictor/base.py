@@ -18,6 +18,8 @@ from harli.types import Costs, DecodeState, FinetuneState, Menu, UnitTime
 from predictor.units import UnitTimes
 
 Floats = NDArray[np.float64]
+STATE = ("batch", "context_sum", "context_max", "prefill_tokens", "admitted")
+"""What predictors see of decode: columns of steps, and fields of ``DecodeState``."""
 
 
 @dataclass(slots=True)

@@ -7,11 +7,10 @@ import time
 import numpy as np
 
 from harli.types import DecodeState, FinetuneState
-from predictor.base import Predictor
+from predictor.base import STATE, Predictor
 from predictor.dataset import Dataset
 
 STATES = 5000
-STATE_COLUMNS = ("batch", "context_sum", "context_max", "prefill_tokens", "admitted")
 
 
 def forecast_p99_us(predictor: Predictor, data: Dataset, seed: int) -> float:
@@ -19,7 +18,7 @@ def forecast_p99_us(predictor: Predictor, data: Dataset, seed: int) -> float:
     beside = data.take(~data.solo)
     finetune = FinetuneState(True, int(np.median(beside.microbatch_tokens)), int(np.median(beside.kept_layers)))
     rows = np.random.default_rng(seed).integers(len(data), size=STATES)
-    columns = [getattr(data, name)[rows].astype(int).tolist() for name in STATE_COLUMNS]
+    columns = [getattr(data, name)[rows].astype(int).tolist() for name in STATE]
     decode, clock = DecodeState(), time.thread_time_ns
     took_ns = np.empty(STATES)
     for step, state in enumerate(zip(*columns, strict=True)):

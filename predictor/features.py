@@ -16,7 +16,6 @@ from predictor.base import Floats
 if TYPE_CHECKING:
     from predictor.dataset import Dataset
 
-STATE = ("batch", "context_sum", "context_max", "prefill_tokens", "admitted")
 SHAPE = ("finetune_share", "microbatch_tokens", "kept_layers")
 
 SOLO_TERMS = ("one", "batch", "context_sum", "prefill_tokens", "admitted")

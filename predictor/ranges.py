@@ -8,9 +8,9 @@ from typing import Self
 
 import numpy as np
 
-from predictor.base import Floats
+from predictor.base import STATE, Floats
 from predictor.dataset import Dataset
-from predictor.features import STATE, matrix
+from predictor.features import matrix
 
 GROWTH = 0.5
 """A bound is multiplied by 1 + GROWTH * distance; twice the trained batch is a distance of about 0.7."""

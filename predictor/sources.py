@@ -23,8 +23,8 @@ from scipy.sparse.csgraph import connected_components
 from harli.records.profile import Profile, read_profile
 from harli.records.reader import read_record
 from harli.types import Costs, HarliError, Menu, Share, UnitTime
+from predictor.base import STATE
 from predictor.drift import at_usual_speed, reference_course
-from predictor.features import STATE
 
 COLUMNS = (
     "point", *STATE, "decode_units", "finetune_units", "microbatch_tokens", "kept_layers", "window_ms", "gap_ms",

@@ -15,9 +15,9 @@ import numpy as np
 
 from harli.types import DecodeState, FinetuneState
 from predictor.artifact import Artifact
-from predictor.base import Floats, Forecast, Outlook, Predictor
+from predictor.base import STATE, Floats, Forecast, Outlook, Predictor
 from predictor.dataset import states
-from predictor.features import SHAPE, STATE
+from predictor.features import SHAPE
 from predictor.latency_model import LEAST_MS
 from predictor.ranges import FAR, GROWTH
 from predictor.trees import Cells, Trees
