@@ -98,14 +98,15 @@ def _linear(
 ) -> Tensor:
     count = x.shape[0]
     rows = padded_rows(count, max_batch)
-    if rows > count:
+    if rows > count:  # the padded count is its own padding
         x = torch.nn.functional.pad(x, (0, 0, 0, rows - count))
+        return _linear(linear, seen, team, max_batch, x, weight, bias)[:count]
     if rows in seen:
-        return linear(x, weight, bias)[:count]
+        return linear(x, weight, bias)
     seen.add(rows)
     present = torch.get_num_threads()
     openmp.set_team_size(team)
     try:
-        return linear(x, weight, bias)[:count]
+        return linear(x, weight, bias)
     finally:
         openmp.set_team_size(present)

@@ -136,6 +136,7 @@ def test_padding_is_small() -> None:
     assert all(0 <= padded - rows < max(16, rows / 16) for rows, padded in enumerate(counts, start=1))
     assert len(set(counts)) < 120
     assert [padded_rows(rows, 1) for rows in (1, 2, 16, 17)] == [1, 16, 16, 32]
+    assert all(padded_rows(padded, MAX_BATCH) == padded for padded in counts)
 
 
 def test_layers_of_one_shape_share_what_they_have_seen(utils: Any, runs: Runs) -> None:
